@@ -1,0 +1,277 @@
+"""The manifest of a bundle, `ptp_config.json`: every fact that a runtime needs, in one place.
+
+The classes below are the schema. They are frozen, refuse unknown keys, and validate on construction, so a manifest
+that loads is one that can be relied on. `docs/bundle.md` describes the format for people who write their own loader.
+"""
+
+import json
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ptp.anyres import Grid
+from ptp.errors import SchemaError
+
+MANIFEST_NAME = "ptp_config.json"
+SCHEMA_VERSION: Literal[1] = 1
+
+# Bounds on what a stranger's manifest may ask for; far above any model this format can describe.
+MAX_FILE_BYTES = 1 << 40
+MAX_DIMENSION = 1 << 20
+
+Count = Annotated[int, Field(ge=0, le=MAX_DIMENSION)]
+Size = Annotated[int, Field(ge=1, le=MAX_DIMENSION)]
+Dtype = Literal["float32", "float16", "int64", "int32", "bool"]
+Precision = Literal["fp32", "fp16"]
+Instruction = Literal["none", "similarity", "attention"]
+NewlinePolicy = Literal["keep", "drop"]
+PositionPolicy = Literal["original", "compact"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class TensorSpec(_Model):
+    """Name, element type and shape of a graph's input or output; a string is a dimension named at run time."""
+
+    name: str = Field(min_length=1)
+    dtype: Dtype
+    shape: tuple[Size | str, ...]
+
+
+class GraphSpec(_Model):
+    """One ONNX graph of the bundle: its file and its inputs and outputs."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class FileEntry(_Model):
+    """Size in bytes and SHA-256 of a file of the bundle."""
+
+    bytes: int = Field(ge=0, le=MAX_FILE_BYTES)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class ModelInfo(_Model):
+    """Which checkpoint was exported. `revision` is the Hugging Face commit, absent for a local folder."""
+
+    id: str
+    revision: str | None
+    family: str
+    precision: Precision
+
+
+class Levels(_Model):
+    """Token budget of each level of the pyramid, and their sum K."""
+
+    thumbnail: Count
+    crops: Count
+    newline: Count
+
+    @property
+    def total(self) -> int:
+        """K, the sum of the levels."""
+        return self.thumbnail + self.crops + self.newline
+
+
+class Pruning(_Model):
+    """How tokens are chosen (docs/algorithm.md).
+
+    Attributes:
+        keep: fraction of visual tokens kept, 0 < keep ≤ 1; newline tokens are not counted.
+        saliency_layer: 0-based vision block whose CLS attention is the token saliency.
+        region_temperature: τ of the softmax over crops.
+        alpha: default weight of the instruction, 0 to 1.
+        num_kept: K, rows of `image_features`.
+    """
+
+    keep: float = Field(gt=0, le=1)
+    levels: Levels
+    num_kept: Size
+    instruction: Instruction
+    alpha: float = Field(ge=0, le=1)
+    saliency_layer: Count
+    region: Literal["cls_cosine"]
+    region_temperature: float = Field(gt=0)
+    newline: NewlinePolicy
+    positions: PositionPolicy
+
+    @model_validator(mode="after")
+    def _levels_sum_to_num_kept(self) -> "Pruning":
+        if self.levels.total != self.num_kept:
+            raise ValueError(f"levels sum to {self.levels.total}, num_kept is {self.num_kept}")
+        return self
+
+
+class Tiling(_Model):
+    """How an image becomes encoder inputs.
+
+    Attributes:
+        tile_size: side S of a tile in pixels.
+        tokens_per_side: visual tokens on a side of a tile; N is its square.
+        max_tiles: T, thumbnail included.
+        grids: crop grids (rows, columns) in the checkpoint's order.
+        resample: filter of every resize.
+        rescale_factor: what a pixel value 0..255 is multiplied with, before (x − mean) / std.
+    """
+
+    tile_size: Size
+    tokens_per_side: Size
+    max_tiles: Size
+    grids: tuple[Grid, ...] = Field(min_length=1, max_length=1024)
+    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+    rescale_factor: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """N, the visual tokens of a tile."""
+        return self.tokens_per_side**2
+
+    @field_validator("grids")
+    @classmethod
+    def _grids_are_positive(cls, grids: tuple[Grid, ...]) -> tuple[Grid, ...]:
+        if any(not 1 <= side <= 1024 for grid in grids for side in grid):
+            raise ValueError("grid sides must be 1 to 1024")
+        return grids
+
+    @field_validator("std")
+    @classmethod
+    def _std_is_not_zero(cls, std: tuple[float, float, float]) -> tuple[float, float, float]:
+        if 0 in std:
+            raise ValueError("std must not contain 0")
+        return std
+
+    @model_validator(mode="after")
+    def _max_tiles_is_that_of_the_grids(self) -> "Tiling":
+        largest = 1 + max(rows * columns for rows, columns in self.grids)
+        if largest != self.max_tiles:
+            raise ValueError(f"max_tiles is {self.max_tiles}, the grids need {largest}")
+        return self
+
+
+class Prompting(_Model):
+    """What turns a question into token ids, beside `tokenizer.json` and `chat_template.jinja`.
+
+    Attributes:
+        special_tokens: names that the chat template may use (`bos_token`, …) and their texts.
+        max_prompt: most text tokens of a prompt, template included, image token left out.
+    """
+
+    image_token: str = Field(min_length=1)
+    image_token_id: int = Field(ge=0)
+    special_tokens: dict[str, str]
+    eos_token_ids: tuple[int, ...]
+    max_prompt: Size
+
+
+class LanguageModel(_Model):
+    """Sizes of the decoder and of its key/value cache."""
+
+    num_layers: Size
+    num_kv_heads: Size
+    head_dim: Size
+    hidden_size: Size
+    vocab_size: int = Field(ge=1)
+    max_position_embeddings: int = Field(ge=1)
+
+
+class Graphs(_Model):
+    """The three graphs, under the names that transformers.js and optimum look for."""
+
+    vision_encoder: GraphSpec
+    embed_tokens: GraphSpec
+    decoder_model_merged: GraphSpec
+
+    @property
+    def all(self) -> tuple[GraphSpec, ...]:
+        """The graphs in the order they run."""
+        return self.vision_encoder, self.embed_tokens, self.decoder_model_merged
+
+
+class Parity(_Model):
+    """What the export's gates measured.
+
+    Attributes:
+        images: image sizes (height, width) on which the graph was compared with the reference.
+        max_feature_difference: largest |graph − transformers| over the features, relative to their largest value.
+        max_score_difference: the same over the scores that decide the selection.
+        kept_indices_equal: kept positions equal the reference's on every image (an export is refused otherwise).
+        tensorrt_rtx: version whose builder accepted the vision graph; absent where it was not installed.
+    """
+
+    images: tuple[tuple[int, int], ...]
+    max_feature_difference: float
+    max_score_difference: float
+    kept_indices_equal: Literal[True]
+    tensorrt_rtx: str | None
+
+
+class Manifest(_Model):
+    """The whole of `ptp_config.json`."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    tools: dict[str, str]
+    opset: int = Field(ge=18, le=20)
+    model: ModelInfo
+    pruning: Pruning
+    tiling: Tiling
+    prompting: Prompting
+    language_model: LanguageModel
+    graphs: Graphs
+    files: dict[str, FileEntry]
+    parity: Parity
+
+    @field_validator("files")
+    @classmethod
+    def _paths_stay_inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        for path in files:
+            parts = PurePosixPath(path).parts
+            if not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in path or "\0" in path:
+                raise ValueError(f"path {path!r} leaves the bundle")
+        return files
+
+    @model_validator(mode="after")
+    def _graph_files_are_listed(self) -> "Manifest":
+        for graph in self.graphs.all:
+            if graph.file not in self.files:
+                raise ValueError(f"graph file {graph.file!r} is not among the files")
+        return self
+
+    def to_json(self) -> str:
+        """Return the text of `ptp_config.json`, keys in schema order."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        """Parse and validate the text of a `ptp_config.json`.
+
+        Raises:
+            SchemaError: not JSON, of another schema version, or not as the schema says (all problems named).
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise SchemaError(f"{MANIFEST_NAME} is not JSON", got=error, do="export the bundle again") from error
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if type(version) is int and version > SCHEMA_VERSION:
+            raise SchemaError(
+                f"{MANIFEST_NAME} is of a newer schema",
+                got=f"version {version}",
+                expected=f"at most {SCHEMA_VERSION}",
+                do="install a newer ptp-export or export the bundle again",
+            )
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, item['loc'])) or 'manifest'}: {item['msg']}" for item in error.errors()[:5]
+            )
+            raise SchemaError(
+                f"{MANIFEST_NAME} does not follow schema {SCHEMA_VERSION}", got=problems, do="export the bundle again"
+            ) from error

@@ -1,0 +1,85 @@
+"""Open a bundle: validate its manifest, then prove that every file is the one that was exported."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ptp.bundle.hashes import HashCache, Progress
+from ptp.bundle.manifest import MANIFEST_NAME, Manifest
+from ptp.errors import BundleError, IntegrityError
+
+MAX_MANIFEST_BYTES = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A verified bundle on disk: its folder and its manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file that the manifest lists."""
+        if name not in self.manifest.files:
+            raise BundleError(f"the bundle {self.folder} has no file {name!r}", do="export it again")
+        return self.folder / name
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and validate a bundle's manifest, without looking at its other files.
+
+    Raises:
+        BundleError: the folder is no bundle.
+        SchemaError: the manifest is malformed or of a newer schema.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise BundleError(
+            f"{folder} is not a bundle", expected=f"a folder with {MANIFEST_NAME}", do="make one with ptp-export"
+        )
+    size = path.stat().st_size
+    if size > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path} is too large", got=f"{size} bytes", expected=f"at most {MAX_MANIFEST_BYTES}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path} is not UTF-8 text", got=error, do="export the bundle again") from error
+    return Manifest.from_json(text)
+
+
+def open_bundle(folder: str | Path, *, hashes: HashCache | None = None, progress: Progress | None = None) -> Bundle:
+    """Open a bundle and verify the size and SHA-256 of every file it lists.
+
+    Args:
+        folder: the bundle's folder.
+        hashes: where hashes are remembered between runs; the user's cache by default.
+        progress: called while files are read.
+
+    Raises:
+        BundleError: the folder is no bundle.
+        SchemaError: the manifest is malformed or of a newer schema.
+        IntegrityError: a file is missing, a link out of the folder, or differs from the manifest.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    hashes = hashes or HashCache()
+    root = folder.resolve()
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise IntegrityError(f"{path} is missing", do="export the bundle again")
+        if not path.resolve().is_relative_to(root):
+            raise IntegrityError(f"{path} is a link out of the bundle", do="export the bundle again")
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise IntegrityError(
+                f"{path} was altered", got=f"{size} bytes", expected=entry.bytes, do="export the bundle again"
+            )
+        digest = hashes.sha256_of(path, progress)
+        if digest != entry.sha256:
+            raise IntegrityError(
+                f"{path} was altered",
+                got=f"SHA-256 {digest[:12]}…",
+                expected=f"{entry.sha256[:12]}…",
+                do="export the bundle again",
+            )
+    return Bundle(folder=folder, manifest=manifest)

@@ -1,0 +1,73 @@
+"""Write a bundle atomically: into a hidden sibling, then renamed into place."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ptp.bundle.hashes import sha256_of
+from ptp.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
+from ptp.errors import ConfigError
+
+
+def check_destination(folder: Path, *, force: bool) -> None:
+    """Refuse a destination that exists, or with `force` one that holds anything but a bundle.
+
+    Raises:
+        ConfigError: the folder exists, or is not one that may be replaced.
+    """
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if not force:
+        raise ConfigError(f"{folder} exists", do="choose another --out or replace the bundle with --force")
+    if not folder.is_dir() or folder.is_symlink():
+        raise ConfigError(f"{folder} is not a folder", do="choose another --out")
+    if any(folder.iterdir()) and not (folder / MANIFEST_NAME).is_file():
+        raise ConfigError(
+            f"{folder} is not a bundle, so --force does not replace it",
+            expected=f"a folder with {MANIFEST_NAME}",
+            do="choose another --out",
+        )
+
+
+@contextmanager
+def staged(folder: Path, *, force: bool) -> Iterator[Path]:
+    """Yield an empty hidden sibling of `folder`; on success it takes the folder's place, on failure it vanishes.
+
+    Raises:
+        ConfigError: `folder` may not be written (`check_destination`).
+    """
+    folder = folder.absolute()
+    check_destination(folder, force=force)
+    mark = secrets.token_hex(4)
+    stage = folder.parent / f".{folder.name}.{mark}.partial"
+    stage.mkdir(parents=True)
+    try:
+        yield stage
+        check_destination(folder, force=force)
+        replaced = folder.parent / f".{folder.name}.{mark}.replaced"
+        if folder.exists():
+            folder.rename(replaced)
+        stage.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def file_entries(folder: Path) -> dict[str, FileEntry]:
+    """Return size and SHA-256 of every file below a folder but its manifest, by relative path."""
+    return {
+        path.relative_to(folder).as_posix(): FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_NAME
+    }
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write a manifest to disk, flushed, as the last file of a bundle."""
+    with (folder / MANIFEST_NAME).open("w", encoding="utf-8") as file:
+        file.write(manifest.to_json())
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,87 @@
+"""Every error this package raises on purpose.
+
+    PtpError
+    ├── ConfigError        an option has a value that cannot be used
+    ├── CheckpointError    a model folder or Hugging Face id cannot be loaded as it is
+    ├── ExportError        an export cannot be written
+    │   ├── LintError      the graph contains a form that an engine builder refuses
+    │   ├── ParityError    the graph does not compute what the reference computes
+    │   └── BuildError     an engine builder refused the graph
+    ├── BundleError        a bundle on disk cannot be used
+    │   ├── SchemaError    its manifest is malformed or of another schema version
+    │   └── IntegrityError a file of it is missing, altered or too large
+    ├── ImageError         an image cannot be read
+    ├── PromptError        a prompt cannot be used with this bundle
+    └── BackendError       a runtime backend is missing or failed
+
+A message is one line: what failed, what was found, what was expected, what to do.
+"""
+
+
+class PtpError(Exception):
+    """Base of all errors raised on purpose; `str(error)` is one line for a person.
+
+    Args:
+        what: what failed.
+        got: what was found.
+        expected: what would have been accepted.
+        do: what the user can do about it.
+    """
+
+    def __init__(self, what: str, *, got: object = None, expected: object = None, do: str | None = None) -> None:
+        parts = [what]
+        if got is not None:
+            parts.append(f"got {got}")
+        if expected is not None:
+            parts.append(f"expected {expected}")
+        if do is not None:
+            parts.append(do)
+        super().__init__(" ".join("; ".join(parts).split()))
+
+
+class ConfigError(PtpError):
+    """An option has a value that cannot be used."""
+
+
+class CheckpointError(PtpError):
+    """A model folder or Hugging Face id cannot be loaded as it is."""
+
+
+class ExportError(PtpError):
+    """An export cannot be written."""
+
+
+class LintError(ExportError):
+    """The graph contains a form that an engine builder refuses."""
+
+
+class ParityError(ExportError):
+    """The graph does not compute what the reference computes."""
+
+
+class BuildError(ExportError):
+    """An engine builder refused the graph."""
+
+
+class BundleError(PtpError):
+    """A bundle on disk cannot be used."""
+
+
+class SchemaError(BundleError):
+    """The manifest is malformed or of another schema version."""
+
+
+class IntegrityError(BundleError):
+    """A file of the bundle is missing, altered or too large."""
+
+
+class ImageError(PtpError):
+    """An image cannot be read."""
+
+
+class PromptError(PtpError):
+    """A prompt cannot be used with this bundle."""
+
+
+class BackendError(PtpError):
+    """A runtime backend is missing or failed."""
