@@ -1,0 +1,22 @@
+"""Edits of a traced graph; one small class each, in its own file."""
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from ptp.export.passes.apply_contract import ApplyContract
+from ptp.export.passes.hide_probes import HideProbes
+from ptp.export.specs import GraphIO
+
+
+def finish(model: ir.Model, io: GraphIO) -> None:
+    """Bring a freshly traced model into its contract, in place."""
+    ir.passes.Sequential(
+        HideProbes(len(io.probes)),
+        ApplyContract(io.inputs, io.outputs),
+        common.RemoveUnusedNodesPass(),
+        common.DeduplicateInitializersPass(),
+        common.ClearMetadataAndDocStringPass(),
+    )(model)
+
+
+__all__ = ["ApplyContract", "HideProbes", "finish"]

@@ -106,9 +106,7 @@ class PackedLayout:
     def cell(self, position: int) -> Cell:
         """Return where the token at a position (0 ≤ position < length) lies."""
         if not 0 <= position < self.length:
-            raise ConfigError(
-                "position outside the packed sequence", got=position, expected=f"0 to {self.length - 1}"
-            )
+            raise ConfigError("position outside the packed sequence", got=position, expected=f"0 to {self.length - 1}")
         tokens_per_tile = self.side * self.side
         if position < tokens_per_tile:
             return Cell(tile=0, row=position // self.side, column=position % self.side)

@@ -1,0 +1,66 @@
+"""TensorRT-RTX: builds engines on any machine, with or without a GPU.
+
+The builder runs in a process of its own (`python -m ptp.engines.tensorrt_rtx MODEL`): its memory is given back when it
+ends, and a crash inside it is an error message here.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ptp.errors import BuildError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildReport:
+    """What a build gave: builder version, engine size in bytes, wall time in seconds."""
+
+    version: str
+    engine_bytes: int
+    seconds: float
+
+
+def is_installed() -> bool:
+    """Return whether the `tensorrt-rtx` package is there (extra `rtx`)."""
+    return importlib.util.find_spec("tensorrt_rtx") is not None
+
+
+def try_build(path: Path) -> BuildReport:
+    """Build a static ONNX graph into an engine and throw the engine away.
+
+    Raises:
+        BuildError: the parser or the builder refused the graph, or crashed; the message holds its own words.
+    """
+    command = [sys.executable, "-m", "ptp.engines.tensorrt_rtx", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    if done.returncode == 0 and lines:
+        return BuildReport(**json.loads(lines[-1]))
+    errors = [line for line in (done.stdout + done.stderr).splitlines() if "[E]" in line or "error:" in line.lower()]
+    said = " ".join(errors[:3]) or f"exit status {done.returncode}"
+    raise BuildError(f"TensorRT-RTX refused {path.name}", got=said)
+
+
+def _build(path: str) -> BuildReport:
+    import tensorrt_rtx as trt
+
+    start = time.perf_counter()
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flags)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(path):
+        sys.exit("error: " + "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors)))
+    engine = builder.build_serialized_network(network, builder.create_builder_config())
+    if engine is None:
+        sys.exit("error: the builder returned no engine")
+    return BuildReport(version=trt.__version__, engine_bytes=engine.nbytes, seconds=time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    print(json.dumps(vars(_build(sys.argv[1]))))

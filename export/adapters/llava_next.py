@@ -1,0 +1,157 @@
+"""LLaVA-NeXT: CLIP tiles, a two-layer projector, anyres packing, a Llama, Mistral or Qwen2 language model."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+from ptp.bundle.manifest import Tiling
+from ptp.errors import CheckpointError
+from ptp.export.adapters.base import TileEncoder
+from ptp.ptp_graph.saliency import cls_attention
+
+LANGUAGE_MODELS = ("llama", "mistral", "qwen2")
+VISION_TOWERS = ("clip_vision_model",)
+RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+"""Pillow's filters, by their numbers in `preprocessor_config.json`."""
+
+
+class ClipTileEncoder(TileEncoder):
+    """CLIP vision tower up to the feature layer, with the CLS attention of one block on the way.
+
+    Args:
+        model: transformers' `LlavaNextModel`.
+        saliency_layer: 0-based block whose CLS attention is the token saliency.
+    """
+
+    def __init__(self, model: Any, saliency_layer: int) -> None:
+        super().__init__()
+        tower = model.vision_tower
+        depth = tower.config.num_hidden_layers
+        layers = model.config.vision_feature_layer
+        # indices into hidden_states: 0 is the embedding, k the output of block k − 1
+        self.feature_layers = [k % (depth + 1) for k in ([layers] if isinstance(layers, int) else layers)]
+        self.saliency_layer = saliency_layer
+        self.embeddings = tower.embeddings
+        self.pre_norm = tower.pre_layrnorm
+        self.blocks = nn.ModuleList(tower.encoder.layers[: max(*self.feature_layers, saliency_layer)])
+        self.saliency_block = tower.encoder.layers[saliency_layer]
+        self.projector = model.multi_modal_projector
+        self.image_newline = model.image_newline
+
+    def encode(self, tiles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `TileEncoder.encode`."""
+        hidden = self.pre_norm(self.embeddings(tiles))  # (n, 1 + N, C)
+        states = [hidden]
+        for block in self.blocks:
+            hidden = block(hidden, None)
+            states.append(hidden)
+        features = torch.cat([states[k] for k in self.feature_layers], dim=-1)
+        return features[:, 1:], self._saliency(states[self.saliency_layer]), features[:, 0]
+
+    def _saliency(self, hidden: Tensor) -> Tensor:
+        attention = self.saliency_block.self_attn
+        hidden = self.saliency_block.layer_norm1(hidden)
+        query = self._heads(attention.q_proj(hidden[:, :1]) * attention.scale, attention)
+        return cls_attention(query, self._heads(attention.k_proj(hidden), attention))
+
+    @staticmethod
+    def _heads(x: Tensor, attention: Any) -> Tensor:
+        return x.reshape(*x.shape[:2], attention.num_heads, attention.head_dim).transpose(1, 2)  # (n, heads, s, d)
+
+    def project(self, features: Tensor) -> Tensor:
+        """See `TileEncoder.project`."""
+        projected: Tensor = self.projector(features)
+        return projected
+
+    @property
+    def newline(self) -> Tensor:
+        """See `TileEncoder.newline`."""
+        newline: Tensor = self.image_newline
+        return newline
+
+
+class LlavaNext:
+    """Adapter of `LlavaNextForConditionalGeneration` (implements `Adapter`)."""
+
+    @staticmethod
+    def load_class() -> Any:
+        """See `Adapter.load_class`."""
+        return LlavaNextForConditionalGeneration
+
+    @staticmethod
+    def load_processor(folder: Path, tokenizer: Any) -> Any:
+        """See `Adapter.load_processor`."""
+        images = LlavaNextImageProcessorPil.from_pretrained(folder)
+        return LlavaNextProcessor.from_pretrained(folder, image_processor=images, tokenizer=tokenizer)
+
+    @staticmethod
+    def check(config: Any) -> None:
+        """See `Adapter.check`."""
+        text, vision = config.text_config.model_type, config.vision_config.model_type
+        if text not in LANGUAGE_MODELS:
+            raise CheckpointError(f"language model {text!r} is not supported", expected=" or ".join(LANGUAGE_MODELS))
+        if vision not in VISION_TOWERS:
+            raise CheckpointError(f"vision tower {vision!r} is not supported", expected=" or ".join(VISION_TOWERS))
+        if config.vision_feature_select_strategy != "default":
+            raise CheckpointError(
+                "vision_feature_select_strategy is not supported",
+                got=config.vision_feature_select_strategy,
+                expected="default",
+            )
+        size, patch = config.vision_config.image_size, config.vision_config.patch_size
+        if size % patch:
+            raise CheckpointError(f"image_size {size} is not a multiple of patch_size {patch}")
+        odd = [pair for pair in config.image_grid_pinpoints if pair[0] % size or pair[1] % size]
+        if odd or not config.image_grid_pinpoints:
+            raise CheckpointError(
+                "image_grid_pinpoints must be multiples of image_size",
+                got=odd or "none",
+                expected=f"multiples of {size}",
+            )
+
+    @staticmethod
+    def tiling(config: Any, image_processor: Any) -> Tiling:
+        """See `Adapter.tiling`."""
+        size = config.vision_config.image_size
+        edge = image_processor.size.get("shortest_edge") or image_processor.size.get("height")
+        crop = image_processor.crop_size["height"]
+        pinpoints = [list(pair) for pair in image_processor.image_grid_pinpoints]
+        if (edge, crop) != (size, size) or pinpoints != [list(pair) for pair in config.image_grid_pinpoints]:
+            raise CheckpointError(
+                "the image processor does not match the model",
+                got=f"size {edge}, crop {crop}, pinpoints {pinpoints}",
+                expected=f"size {size}, crop {size}, pinpoints {config.image_grid_pinpoints}",
+                do="correct preprocessor_config.json",
+            )
+        switches = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+        off = [name for name in switches if not getattr(image_processor, name)]
+        if off:
+            raise CheckpointError(
+                "the image processor leaves steps out", got=f"{', '.join(off)} off", expected="all on"
+            )
+        grids = tuple((height // size, width // size) for height, width in pinpoints)
+        return Tiling(
+            tile_size=size,
+            tokens_per_side=size // config.vision_config.patch_size,
+            max_tiles=1 + max(rows * columns for rows, columns in grids),
+            grids=grids,
+            resample=RESAMPLING[image_processor.resample],
+            rescale_factor=image_processor.rescale_factor,
+            mean=tuple(image_processor.image_mean),
+            std=tuple(image_processor.image_std),
+        )
+
+    @staticmethod
+    def saliency_layer(config: Any) -> int:
+        """Return the paper's 11th block of 24, at other depths the block at the same fraction (DESIGN §3)."""
+        depth: int = config.vision_config.num_hidden_layers
+        return max(0, round(11 / 24 * depth) - 1)
+
+    @staticmethod
+    def build_encoder(model: Any, saliency_layer: int) -> TileEncoder:
+        """See `Adapter.build_encoder`."""
+        return ClipTileEncoder(model.model, saliency_layer)

@@ -1,0 +1,233 @@
+"""Find a checkpoint, read its configuration, and load its weights strictly through transformers' own classes."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoTokenizer
+
+from ptp.bundle.manifest import LanguageModel, Precision, Prompting, Tiling
+from ptp.demo import CHECKPOINT as DEMO
+from ptp.errors import CheckpointError
+from ptp.export.adapters import adapter_for
+from ptp.export.adapters.base import Adapter
+
+SHORT_NAMES = {
+    "llava-next": "llava-hf/llava-v1.6-mistral-7b-hf",
+    "llava-next-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
+    "llava-next-vicuna-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
+    "llava-next-vicuna-13b": "llava-hf/llava-v1.6-vicuna-13b-hf",
+    "llava-next-llama3-8b": "llava-hf/llama3-llava-next-8b-hf",
+}
+"""Short names of `--model`, beside `demo`, the checkpoint that ships with the package."""
+
+COPIED = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.json",
+)
+SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+WEIGHTS = ["*.safetensors"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
+
+TOKENIZER_PROBES = (
+    "USER: What is this? ASSISTANT:",
+    "  two  spaces\n\nlines",
+    "Ünïcödé – 日本語 😀",
+    "x<image>\ny",
+    "",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint on disk whose configuration was read and checked; its weights are not loaded.
+
+    Attributes:
+        id: what the user asked for, in its full form.
+        revision: Hugging Face commit, or None for a folder.
+        folder: where its files are.
+        adapter: the family's adapter.
+        config: transformers' configuration.
+        processor: transformers' processor, its image processor in PIL form.
+    """
+
+    id: str
+    revision: str | None
+    folder: Path
+    adapter: type[Adapter]
+    config: Any
+    processor: Any
+
+    @property
+    def tiling(self) -> Tiling:
+        """How images become tiles, for all of the checkpoint's grids."""
+        return self.adapter.tiling(self.config, self.processor.image_processor)
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """Sizes of the decoder."""
+        text = self.config.text_config
+        return LanguageModel(
+            num_layers=text.num_hidden_layers,
+            num_kv_heads=text.num_key_value_heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            hidden_size=text.hidden_size,
+            vocab_size=text.vocab_size,
+            max_position_embeddings=text.max_position_embeddings,
+        )
+
+    def prompting(self, generation_config: Any, max_prompt: int) -> Prompting:
+        """Return what turns a question into token ids.
+
+        Args:
+            generation_config: that of the loaded model.
+            max_prompt: most text tokens of a prompt.
+
+        Raises:
+            CheckpointError: model and tokenizer disagree on the image token.
+        """
+        token, tokenizer = self.processor.image_token, self.processor.tokenizer
+        found, expected = tokenizer.convert_tokens_to_ids(token), self.config.image_token_id
+        if found != expected:
+            raise CheckpointError(
+                f"the tokenizer's id of {token!r} is not the model's image_token_index", got=found, expected=expected
+            )
+        eos = generation_config.eos_token_id
+        eos = tokenizer.eos_token_id if eos is None else eos
+        return Prompting(
+            image_token=token,
+            image_token_id=expected,
+            special_tokens={k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)},
+            eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+            max_prompt=max_prompt,
+        )
+
+    def copy_files(self, folder: Path) -> None:
+        """Copy the configuration, tokenizer and template; what the checkpoint lacks is written by transformers."""
+        for name in COPIED:
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, folder / name)
+        if not (folder / "preprocessor_config.json").exists():
+            self.processor.image_processor.to_json_file(folder / "preprocessor_config.json")
+        template = self.processor.chat_template
+        if not isinstance(template, str):
+            raise CheckpointError(f"{self.id} has no chat template", do="add chat_template.jinja to the checkpoint")
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        backend = self.processor.tokenizer.backend_tokenizer
+        file = folder / "tokenizer.json"
+        if not file.exists() or not _same_ids(Tokenizer.from_file(str(file)), backend):
+            backend.save(str(file))  # the ids that transformers gives are the ones the model was trained with
+
+
+def _same_ids(one: Tokenizer, other: Tokenizer) -> bool:
+    return all(one.encode(text).ids == other.encode(text).ids for text in TOKENIZER_PROBES)
+
+
+def open_checkpoint(model: str, revision: str | None, *, weights: bool) -> Checkpoint:
+    """Find a checkpoint and read everything but its weights.
+
+    Args:
+        model: short name, Hugging Face id, or folder.
+        revision: branch, tag or commit of a Hugging Face id.
+        weights: also download the weights of a Hugging Face id.
+
+    Raises:
+        CheckpointError: it cannot be found or read, or its family is not supported.
+    """
+    folder, name, commit = _locate(model, revision, weights=weights)
+    try:
+        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder} is not a checkpoint in Hugging Face layout", got=error, expected="a readable config.json"
+        ) from error
+    adapter = adapter_for(str(model_type))
+    with _transformers_errors(folder):
+        config = AutoConfig.from_pretrained(folder)
+    adapter.check(config)
+    with _transformers_errors(folder):
+        processor = adapter.load_processor(folder, AutoTokenizer.from_pretrained(folder))
+    return Checkpoint(id=name, revision=commit, folder=folder, adapter=adapter, config=config, processor=processor)
+
+
+def load_weights(checkpoint: Checkpoint, precision: Precision) -> Any:
+    """Load the model, strictly: every tensor the model has must be in the files, and no other.
+
+    Raises:
+        CheckpointError: tensors are missing, extra or of another shape (all named), or a file is damaged.
+    """
+    with _transformers_errors(checkpoint.folder):
+        model, report = checkpoint.adapter.load_class().from_pretrained(
+            checkpoint.folder,
+            dtype=DTYPES[precision],
+            output_loading_info=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported below together with the missing and the extra ones
+        )
+    wrong = {
+        "missing": sorted(report["missing_keys"]),
+        "extra": sorted(report["unexpected_keys"]),
+        "of another shape": sorted(str(key[0] if isinstance(key, tuple) else key) for key in report["mismatched_keys"]),
+    }
+    problems = [f"{len(keys)} {kind}: {', '.join(keys)}" for kind, keys in wrong.items() if keys]
+    if problems:
+        raise CheckpointError(f"the tensors of {checkpoint.id} are not those of its model", got=", ".join(problems))
+    return model.eval()
+
+
+def _locate(model: str, revision: str | None, *, weights: bool) -> tuple[Path, str, str | None]:
+    if model == "demo":
+        return DEMO, "demo", None
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder, folder.resolve().name, None
+    name = SHORT_NAMES.get(model, model)
+    if name.count("/") != 1 or model.startswith((".", "/", "~")):
+        known = ", ".join(["demo", *SHORT_NAMES])
+        raise CheckpointError(
+            f"no model {model!r}", expected=f"a short name ({known}), a Hugging Face id (owner/name) or a folder"
+        )
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        path = snapshot_download(name, revision=revision, allow_patterns=SMALL_FILES + (WEIGHTS if weights else []))
+    except Exception as error:  # the hub's client raises errors of many libraries; each means the same to the user
+        raise CheckpointError(
+            f"cannot get {name} from the Hugging Face hub",
+            got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            do="check the name, the connection and `hf auth login`, or give a local folder",
+        ) from error
+    return Path(path), name, Path(path).name
+
+
+@contextmanager
+def _transformers_errors(folder: Path) -> Iterator[None]:
+    """Turn whatever transformers raises on a bad folder into one line, and silence its progress bars."""
+    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # OSError, ValueError, KeyError, SafetensorError, … by version and by damage
+        line = " ".join(str(error).split())
+        raise CheckpointError(f"cannot load {folder}", got=f"{type(error).__name__}: {line[:300]}") from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()

@@ -1,0 +1,133 @@
+"""The `export` verb."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from ptp.bundle.manifest import Instruction, NewlinePolicy, PositionPolicy, Precision
+from ptp.bundle.summary import budget_line, human_bytes
+from ptp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ptp.export.plan import Plan
+
+Opt = typer.Option
+
+
+def export(
+    model: Annotated[str, Opt(help="short name (demo, llava-next, …), Hugging Face id, or checkpoint folder")] = "demo",
+    keep: Annotated[str | None, Opt(help="fraction of visual tokens kept, 0 < keep ≤ 1")] = None,
+    reduction: Annotated[str | None, Opt(help="fraction dropped; the same as --keep 1 − R")] = None,
+    out: Annotated[Path | None, Opt(help="bundle to write  [default: <model>-keep<R>]")] = None,
+    instruction: Annotated[Instruction, Opt(help="how the question takes part in the choice")] = "similarity",
+    alpha: Annotated[float, Opt(help="default weight of the question, 0 to 1")] = 0.5,
+    dtype: Annotated[Precision, Opt(help="type of weights, inputs and outputs")] = "fp32",
+    max_prompt: Annotated[int, Opt(help="most text tokens of a prompt, template included")] = 256,
+    newline: Annotated[NewlinePolicy, Opt(help="row separators: keep all, or drop all")] = "keep",
+    positions: Annotated[PositionPolicy, Opt(help="kept tokens' positions: as unpruned, or renumbered")] = "original",
+    grid: Annotated[str | None, Opt(metavar="RxC", help="export for this one crop grid: fewer tiles to encode")] = None,
+    opset: Annotated[int, Opt(help="ONNX opset, 18 to 20")] = 20,
+    revision: Annotated[str | None, Opt(help="branch, tag or commit of a Hugging Face id")] = None,
+    dry_run: Annotated[bool, Opt("--dry-run", help="print levels, budgets and sizes; load and write nothing")] = False,
+    force: Annotated[bool, Opt("--force", help="replace a bundle that stands at --out")] = False,
+) -> None:
+    """Export a vision-language model with Pyramid Token Pruning inside the graph."""
+    _require_extra()
+    from ptp.export.checkpoint import open_checkpoint
+    from ptp.export.config import ExportConfig, parse_grid, parse_keep
+    from ptp.export.pipeline import export as run_export
+    from ptp.export.plan import make_plan
+
+    fraction = parse_keep(keep, reduction)
+    config = ExportConfig(
+        model=model,
+        out=out or Path(f"{Path(model).name}-keep{float(fraction):g}"),
+        keep=fraction,
+        instruction=instruction,
+        alpha=alpha,
+        precision=dtype,
+        max_prompt=max_prompt,
+        newline=newline,
+        positions=positions,
+        grid=parse_grid(grid) if grid else None,
+        opset=opset,  # type: ignore[arg-type]  # validated on construction
+        revision=revision,
+        force=force,
+    )
+    console = Console()
+    if dry_run:
+        checkpoint = open_checkpoint(config.model, config.revision, weights=False)
+        _print_plan(console, make_plan(config, checkpoint), checkpoint)
+        return
+    with _progress() as progress:
+        bundle = run_export(config, progress)
+    manifest = bundle.manifest
+    total = sum(entry.bytes for entry in manifest.files.values())
+    console.print(f"[bold]{bundle.folder}[/bold]  {human_bytes(total)}", highlight=False)
+    console.print(budget_line(manifest.pruning, manifest.tiling), highlight=False)
+    console.print(
+        f"checked on {len(manifest.parity.images)} images: kept tokens equal the reference, features within "
+        f"{manifest.parity.max_feature_difference:.1e} of transformers; TensorRT-RTX "
+        + (f"{manifest.parity.tensorrt_rtx} builds it" if manifest.parity.tensorrt_rtx else "not installed, not tried"),
+        highlight=False,
+    )
+
+
+def _require_extra() -> None:
+    try:
+        import onnx_ir  # noqa: F401
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "exporting needs the extra `export`", got=f"no module {error.name!r}", do='pip install "ptp-export[export]"'
+        ) from error
+
+
+def _print_plan(console: Console, plan: "Plan", checkpoint: Any) -> None:
+    from ptp.export.memory import estimate
+
+    sizes = estimate(plan, checkpoint)
+    tiling, text = plan.tiling, plan.language_model
+    grids = ", ".join(f"{rows}x{columns}" for rows, columns in tiling.grids)
+    lines = [
+        f"[bold]{checkpoint.id}[/bold]  {checkpoint.config.model_type}, {plan.config.precision}",
+        budget_line(plan.pruning, tiling),
+        f"tiles: T = {tiling.max_tiles} of {tiling.tile_size}×{tiling.tile_size} pixels, "
+        f"N = {tiling.tokens_per_tile} tokens each; grids {grids}",
+        f"levels: thumbnail {plan.schedule.levels.thumbnail}, crops {plan.schedule.levels.crops}, "
+        f"newline {plan.schedule.levels.newline}",
+        f"instruction: {plan.config.instruction}; saliency from vision block {plan.saliency_layer}",
+        f"language model: {text.num_layers} layers, {text.num_kv_heads} KV heads × {text.head_dim}, "
+        f"hidden {text.hidden_size}, vocabulary {text.vocab_size}",
+        f"weights: vision {human_bytes(sizes.vision)}, embedding {human_bytes(sizes.embed)}, "
+        f"decoder {human_bytes(sizes.decoder)}",
+        f"KV cache at {plan.config.max_prompt} + {plan.schedule.num_kept} tokens: {human_bytes(sizes.cache)}",
+        f"memory, estimated: export {human_bytes(sizes.export)}, run on the CPU {human_bytes(sizes.run)}",
+    ]
+    for line in lines:
+        console.print(line, highlight=False)
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """Yield a callback that shows each step on stderr, with a bar where the amount is known."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def say(what: str, done: int | None, total: int | None) -> None:
+            progress.update(task, description=what, completed=done or 0, total=total)
+
+        yield say

@@ -1,0 +1,89 @@
+"""The language model's graphs: token embedding, and one decoder for prefill and decode."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+
+class EmbedGraph(nn.Module):
+    """input_ids (B, S) → inputs_embeds (B, S, H)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.embed_tokens = model.get_input_embeddings()
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Look the tokens' embeddings up."""
+        embeds: Tensor = self.embed_tokens(input_ids)
+        return embeds
+
+
+class DecoderGraph(nn.Module):
+    """Transformer decoder with a key/value cache and the logits of the last token.
+
+    Args:
+        model: transformers' `LlavaNextForConditionalGeneration` or any model with the same two attributes.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.language_model = model.model.language_model
+        self.lm_head = model.lm_head
+        text = self.language_model.config
+        self.num_layers: int = text.num_hidden_layers
+        # Mistral slides in every layer when it has a window, Qwen2 in the layers that layer_types names
+        self.window: int | None = getattr(text, "sliding_window", None)
+        self.masks_by_type: bool = text.model_type == "qwen2"
+
+    def forward(
+        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, *past_key_values: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Run the decoder over new tokens.
+
+        Args:
+            inputs_embeds: (B, S, H).
+            attention_mask: (B, past + S) int64, 1 for real tokens.
+            position_ids: (B, S) int64; gaps are allowed, pruned tokens keep their original positions.
+            past_key_values: key and value of each layer, (B, kv heads, past, head_dim).
+
+        Returns:
+            logits (B, 1, V) float32 of the last token, then key and value of each layer, (B, kv heads, past + S, d).
+        """
+        cache = DynamicCache()
+        cache.layers = [_filled(*past_key_values[2 * layer : 2 * layer + 2]) for layer in range(self.num_layers)]
+        hidden = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=self._mask(inputs_embeds, attention_mask),
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        logits = self.lm_head(hidden[:, -1:]).float()
+        present = [x for layer in cache.layers for x in (layer.keys, layer.values)]
+        return (logits, *present)
+
+    def _mask(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Any:
+        """Return the additive mask (B, 1, S, past + S), by the order of tokens and not by their positions."""
+        total, new = attention_mask.shape[1], inputs_embeds.shape[1]
+        key = torch.arange(total)[None, :]
+        query = torch.arange(new)[:, None] + (total - new)
+        causal = key <= query  # (S, total)
+        full = self._additive(causal, attention_mask, inputs_embeds.dtype)
+        if self.window is None:
+            return {"full_attention": full} if self.masks_by_type else full
+        sliding = self._additive(causal & (key > query - self.window), attention_mask, inputs_embeds.dtype)
+        return {"full_attention": full, "sliding_attention": sliding} if self.masks_by_type else sliding
+
+    @staticmethod
+    def _additive(allowed: Tensor, attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+        allowed = allowed[None, None] & (attention_mask[:, None, None, :] != 0)  # (B, 1, S, total)
+        return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
+
+
+def _filled(keys: Tensor, values: Tensor) -> DynamicLayer:
+    layer = DynamicLayer()
+    layer.lazy_initialization(keys, values)
+    layer.keys, layer.values = keys, values  # update() would concatenate them to an empty tensor, in the graph too
+    return layer

@@ -1,0 +1,155 @@
+"""Refuse graph forms that an engine builder would refuse, or silently read differently (docs/tensorrt.md).
+
+Each rule is a function from a graph to the problems it sees; `LINT` and `STATIC_LINT` are the lists of them. A rule's
+docstring says why the form is refused, as measured with TensorRT-RTX 1.7 or read in TensorRT 10.3's importer.
+"""
+
+from collections.abc import Callable, Iterator
+
+import onnx_ir as ir
+
+from ptp.errors import LintError
+
+Rule = Callable[[ir.Model], Iterator[str]]
+
+TOPK_LIMIT = 3840
+OPSETS = range(18, 21)
+IR_VERSION = 10
+MAX_RANK = 8
+
+FORBIDDEN_OPS = frozenset(
+    # data-dependent shapes
+    "NonZero Compress Unique"
+    # control flow, and CumSum, which is a loop before 10.8
+    " Loop If Scan CumSum SequenceMap"
+    # not in the importers
+    " BitShift BitwiseAnd BitwiseOr BitwiseXor BitwiseNot"
+    # opset 23, not in 10.3
+    " Attention RMSNormalization RotaryEmbedding".split()
+)
+NEEDS_RANK_2 = frozenset({"Softmax", "LogSoftmax", "ArgMax", "ArgMin", "TopK"})
+SCATTERS = frozenset({"ScatterElements", "ScatterND", "Scatter"})
+INTEGERS = frozenset({ir.DataType.INT32, ir.DataType.INT64, ir.DataType.INT8, ir.DataType.UINT8})
+
+
+def lint(model: ir.Model, name: str, *, static: bool) -> None:
+    """Check a model against every rule.
+
+    Args:
+        model: the model as it will be written.
+        name: how messages call it.
+        static: every dimension must be a number (the vision graph).
+
+    Raises:
+        LintError: names every problem, not only the first.
+    """
+    problems = [problem for rule in (STATIC_LINT if static else LINT) for problem in rule(model)]
+    if problems:
+        shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
+        raise LintError(f"{name} contains {len(problems)} forms that TensorRT refuses: {shown}")
+
+
+def format_version(model: ir.Model) -> Iterator[str]:
+    """Opset 18 to 20 and IR 10 are what every parser from 10.3 on reads."""
+    if model.ir_version != IR_VERSION:
+        yield f"IR version {model.ir_version} (expected {IR_VERSION})"
+    opset = model.opset_imports.get("")
+    if opset not in OPSETS:
+        yield f"opset {opset} (expected 18 to 20)"
+
+
+def stock_operators(model: ir.Model) -> Iterator[str]:
+    """No custom domain, no function, no operator outside the importers."""
+    for function in model.functions:
+        yield f"function {'::'.join(map(str, function[:2]))}"
+    for node in model.graph.all_nodes():
+        if node.domain not in ("", "ai.onnx"):
+            yield f"{node.domain}::{node.op_type} ({node.name})"
+        elif node.op_type in FORBIDDEN_OPS:
+            yield f"{node.op_type} ({node.name})"
+
+
+def element_types(model: ir.Model) -> Iterator[str]:
+    """DOUBLE silently becomes FLOAT; 8- and 16-bit integers are not computed with."""
+    allowed = {"FLOAT", "FLOAT16", "INT32", "INT64", "BOOL"}
+    for value in _values(model):
+        if value.dtype is not None and value.dtype.name not in allowed:
+            yield f"{value.dtype.name} value {value.name}"
+
+
+def ranks(model: ir.Model) -> Iterator[str]:
+    """Rank 8 is the most; softmax and arg operators want at least 2."""
+    for value in _values(model):
+        if value.shape is not None and len(value.shape) > MAX_RANK:
+            yield f"rank {len(value.shape)} value {value.name}"
+    for node in model.graph.all_nodes():
+        shape = _shape(node.inputs[0]) if node.inputs else None
+        if node.op_type in NEEDS_RANK_2 and shape is not None and len(shape) < 2:
+            yield f"{node.op_type} on rank {len(shape)} ({node.name})"
+
+
+def topk(model: ir.Model) -> Iterator[str]:
+    """K is at most 3840 in every version, and constant; keys are INT32, since tie order is undocumented."""
+    for node in model.graph.all_nodes():
+        if node.op_type != "TopK":
+            continue
+        count = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
+        if count is None:
+            yield f"TopK whose K is not a constant ({node.name})"
+        elif int(count.numpy().item()) > TOPK_LIMIT:
+            yield f"TopK with K = {int(count.numpy().item())}, more than {TOPK_LIMIT} ({node.name})"
+        if node.inputs[0] is not None and node.inputs[0].dtype != ir.DataType.INT32:
+            yield f"TopK over {node.inputs[0].dtype} keys, not INT32 ({node.name})"
+
+
+def integer_arithmetic(model: ir.Model) -> Iterator[str]:
+    """Integer MatMul and ReduceMax/ReduceMin over BOOL are refused; scatters may not reduce."""
+    for node in model.graph.all_nodes():
+        dtype = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
+        if node.op_type in ("MatMul", "Gemm") and dtype in INTEGERS:
+            yield f"{node.op_type} on {dtype} ({node.name})"
+        if node.op_type in ("ReduceMax", "ReduceMin") and dtype == ir.DataType.BOOL:
+            yield f"{node.op_type} on BOOL ({node.name})"
+        if node.op_type in SCATTERS and "reduction" in node.attributes:
+            yield f"{node.op_type} with a reduction ({node.name})"
+
+
+def inputs_are_not_outputs(model: ir.Model) -> Iterator[str]:
+    """A graph input that is also an output gets another name in the engine."""
+    outputs = {value.name for value in model.graph.outputs}
+    for value in model.graph.inputs:
+        if value.name in outputs:
+            yield f"input {value.name} is also an output"
+
+
+def static_shapes(model: ir.Model) -> Iterator[str]:
+    """Every dimension is a number: one optimisation profile, one CUDA graph, memory known before the build."""
+    for value in _values(model):
+        shape = _shape(value)
+        if shape is None:
+            yield f"value {value.name} of unknown shape"
+        elif not all(isinstance(size, int) for size in shape):
+            yield f"value {value.name} of dynamic shape {value.shape}"
+
+
+LINT: tuple[Rule, ...] = (
+    format_version,
+    stock_operators,
+    element_types,
+    ranks,
+    topk,
+    integer_arithmetic,
+    inputs_are_not_outputs,
+)
+STATIC_LINT: tuple[Rule, ...] = (*LINT, static_shapes)
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    yield from model.graph.inputs
+    yield from model.graph.initializers.values()
+    for node in model.graph.all_nodes():
+        yield from (value for value in node.outputs if value.name)
+
+
+def _shape(value: ir.Value | None) -> ir.Shape | None:
+    return value.shape if value is not None else None

@@ -1,0 +1,83 @@
+"""Sizes before anything is loaded: parameters counted on the meta device, memory estimated from them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ptp.export.checkpoint import DTYPES, Checkpoint
+from ptp.export.decoder import DecoderGraph, EmbedGraph
+from ptp.export.plan import Plan
+
+BASE_BYTES = 750 << 20
+"""Python with torch, transformers, onnx and ONNX Runtime imported, and a traced graph."""
+
+RUNTIME_BASE_BYTES = 120 << 20
+"""Python with ONNX Runtime, numpy, Pillow and tokenizers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Bytes on disk and in memory.
+
+    Attributes:
+        vision: weights of `vision_encoder.onnx`.
+        embed: weights of `embed_tokens.onnx`.
+        decoder: weights of `decoder_model_merged.onnx`.
+        cache: key/value cache for the longest prompt and K visual tokens.
+        export: estimated peak of the export.
+        run: estimated peak of a run on ONNX Runtime's CPU provider.
+    """
+
+    vision: int
+    embed: int
+    decoder: int
+    cache: int
+    export: int
+    run: int
+
+
+def estimate(plan: Plan, checkpoint: Checkpoint) -> Sizes:
+    """Estimate sizes from the configuration alone.
+
+    An export holds all weights once, the vision graph's a second time while ONNX Runtime compares it with the loaded
+    model, and the encoder's activations on top. A run holds all weights, the cache and the encoder's activations;
+    ONNX Runtime on the CPU computes float16 graphs with float32 copies of their weights.
+    """
+    itemsize = DTYPES[plan.config.precision].itemsize
+    with torch.device("meta"):
+        model = checkpoint.adapter.load_class()._from_config(checkpoint.config)
+    vision, embed, decoder = (
+        itemsize * _parameters(module)
+        for module in (
+            checkpoint.adapter.build_encoder(model, plan.saliency_layer),
+            EmbedGraph(model),
+            DecoderGraph(model),
+        )
+    )
+    text = plan.language_model
+    tokens = plan.config.max_prompt + plan.schedule.num_kept
+    cache = 2 * text.num_layers * text.num_kv_heads * text.head_dim * itemsize * tokens
+    activations = _vision_activations(plan, checkpoint)
+    compute = 2 if plan.config.precision == "fp16" else 1
+    return Sizes(
+        vision=vision,
+        embed=embed,
+        decoder=decoder,
+        cache=cache,
+        export=BASE_BYTES + itemsize * _parameters(model) + (1 + compute) * vision + 2 * activations,
+        run=RUNTIME_BASE_BYTES + (1 + (compute - 1) * 2) * (vision + embed + decoder) + cache + activations,
+    )
+
+
+def _parameters(module: Any) -> int:
+    return sum(parameter.numel() for parameter in {id(p): p for p in module.parameters()}.values())
+
+
+def _vision_activations(plan: Plan, checkpoint: Checkpoint) -> int:
+    """Return the bytes that one encoder block holds at once in float32: attention of all heads, and the MLP."""
+    vision, tokens = checkpoint.config.vision_config, plan.schedule.tokens_per_tile + 1
+    attention = vision.num_attention_heads * tokens * tokens
+    width = 4 * vision.hidden_size + 2 * vision.intermediate_size
+    values: int = plan.schedule.num_tiles * (2 * attention + tokens * width)
+    return 4 * values

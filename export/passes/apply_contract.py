@@ -1,0 +1,34 @@
+"""Write the contract's dimension names over those that the tracer invented."""
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from ptp.bundle.manifest import TensorSpec
+
+
+class ApplyContract(ir.passes.InPlacePass):
+    """Rename dynamic dimensions of inputs and outputs; numbers are left for the contract's check.
+
+    Args:
+        inputs: the contract's inputs.
+        outputs: the contract's outputs.
+    """
+
+    def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Return whether a dimension was renamed."""
+        modified = False
+        for values, specs in ((model.graph.inputs, self.inputs), (model.graph.outputs, self.outputs)):
+            for value, spec in zip(values, specs, strict=False):
+                if value.shape is None or len(value.shape) != len(spec.shape):
+                    continue
+                for axis, size in enumerate(spec.shape):
+                    found = value.shape[axis]
+                    if isinstance(size, str) and isinstance(found, ir.SymbolicDim) and found.value != size:
+                        value.shape[axis] = size
+                        modified = True
+        return ir.passes.PassResult(model, modified=modified)

@@ -1,0 +1,159 @@
+"""The export, from checkpoint to bundle: each graph is traced, linted, written and checked before the next."""
+
+import gc
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ptp.bundle.manifest import Graphs, GraphSpec, Manifest, ModelInfo, Parity
+from ptp.bundle.reader import Bundle
+from ptp.bundle.writer import check_destination, file_entries, staged, write_manifest
+from ptp.engines import tensorrt_rtx
+from ptp.export.checkpoint import Checkpoint, load_weights, open_checkpoint
+from ptp.export.config import ExportConfig
+from ptp.export.decoder import DecoderGraph, EmbedGraph
+from ptp.export.gates.parity import ImageParity, check_parity
+from ptp.export.lint import lint
+from ptp.export.plan import Plan, make_plan
+from ptp.export.specs import GraphIO
+from ptp.export.to_onnx import save, trace
+from ptp.export.vision import VisionGraph
+
+Progress = Callable[[str, int | None, int | None], None]
+"""Called with what is being done, and how much of it is done where that is known."""
+
+SUFFIX = {"fp32": "", "fp16": "_fp16"}
+"""File name endings of transformers.js."""
+
+TOOLS = ("ptp-export", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionCheck:
+    """What the gates saw: images compared, and the engine build where the builder is installed."""
+
+    images: list[ImageParity]
+    build: tensorrt_rtx.BuildReport | None
+
+
+def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
+    """Export a checkpoint into a bundle.
+
+    Args:
+        config: what to export, and where to.
+        progress: told of every step.
+
+    Raises:
+        ConfigError: an option does not fit the checkpoint, or the destination may not be written.
+        CheckpointError: the checkpoint cannot be loaded as it is.
+        ExportError: a gate refused the graph; nothing is written.
+    """
+    say = progress or (lambda what, done, total: None)
+    check_destination(config.out, force=config.force)
+    say("reading the checkpoint", None, None)
+    checkpoint = open_checkpoint(config.model, config.revision, weights=True)
+    plan = make_plan(config, checkpoint)
+    started = time.perf_counter()
+    with staged(config.out, force=config.force) as stage:
+        say("loading weights", None, None)
+        model = load_weights(checkpoint, config.precision)
+        checkpoint.copy_files(stage)
+        prompting = checkpoint.prompting(model.generation_config, config.max_prompt)
+        if not (stage / "generation_config.json").exists():
+            model.generation_config.to_json_file(stage / "generation_config.json")
+
+        vision, check = _export_vision(plan, checkpoint, model, stage, say)
+        del model.model.vision_tower  # its weights are on disk and are not needed again
+        gc.collect()
+        embed = _write(EmbedGraph(model), plan.embed_io, "embed_tokens", plan, stage, say)
+        decoder = _write(DecoderGraph(model), plan.decoder_io, "decoder_model_merged", plan, stage, say)
+        del model
+
+        _write_report(stage / "report.json", plan, check, time.perf_counter() - started)
+        say("hashing", None, None)
+        manifest = Manifest(
+            tools={"python": platform.python_version()} | {name: version(name) for name in TOOLS},
+            opset=config.opset,
+            model=ModelInfo(
+                id=checkpoint.id,
+                revision=checkpoint.revision,
+                family=checkpoint.config.model_type,
+                precision=config.precision,
+            ),
+            pruning=plan.pruning,
+            tiling=plan.tiling,
+            prompting=prompting,
+            language_model=plan.language_model,
+            graphs=Graphs(vision_encoder=vision, embed_tokens=embed, decoder_model_merged=decoder),
+            files=file_entries(stage),
+            parity=_parity(check),
+        )
+        write_manifest(stage, manifest)
+    return Bundle(folder=config.out, manifest=manifest)
+
+
+def _export_vision(
+    plan: Plan, checkpoint: Checkpoint, model: Any, stage: Path, say: Progress
+) -> tuple[GraphSpec, VisionCheck]:
+    """Write the vision graph and put it through the three gates."""
+    size = plan.tiling.tile_size
+    model.config.image_grid_pinpoints = [[rows * size, columns * size] for rows, columns in plan.tiling.grids]
+    encoder = checkpoint.adapter.build_encoder(model, plan.saliency_layer)
+    graph = VisionGraph(encoder, plan.schedule, plan.config.instruction, plan.region_temperature)
+    spec = _write(graph, plan.vision_io, "vision_encoder", plan, stage, say, static=True)
+    gc.collect()
+    path = stage / spec.file
+    images = check_parity(
+        path, plan.vision_io, plan, checkpoint, model, lambda done, of: say("comparing with transformers", done, of)
+    )
+    build = None
+    if tensorrt_rtx.is_installed():
+        say("building with TensorRT-RTX", None, None)
+        build = tensorrt_rtx.try_build(path)
+    return spec, VisionCheck(images=images, build=build)
+
+
+def _write(
+    module: nn.Module, io: GraphIO, name: str, plan: Plan, stage: Path, say: Progress, *, static: bool = False
+) -> GraphSpec:
+    """Trace, lint and write one graph."""
+    say(f"tracing {name}", None, None)
+    model = trace(module, io, opset=plan.config.opset)
+    lint(model, name, static=static)
+    file = f"onnx/{name}{SUFFIX[plan.config.precision]}.onnx"
+    say(f"writing {name}", None, None)
+    save(model, stage / file)
+    return GraphSpec(file=file, inputs=io.inputs, outputs=io.outputs)
+
+
+def _parity(check: VisionCheck) -> Parity:
+    return Parity(
+        images=tuple((image.height, image.width) for image in check.images),
+        max_feature_difference=_largest(image.feature_difference for image in check.images),
+        max_score_difference=_largest(image.score_difference for image in check.images),
+        kept_indices_equal=True,
+        tensorrt_rtx=check.build.version if check.build else None,
+    )
+
+
+def _largest(values: Iterable[float]) -> float:
+    return float(f"{max(values):.3g}")
+
+
+def _write_report(path: Path, plan: Plan, check: VisionCheck, seconds: float) -> None:
+    report = {
+        "pruning": plan.pruning.model_dump(),
+        "images": [image.to_dict() for image in check.images],
+        "tensorrt_rtx": vars(check.build) if check.build else None,
+        "seconds": round(seconds, 1),
+        "machine": {"system": platform.platform(), "python": sys.version.split()[0]},
+    }
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

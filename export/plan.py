@@ -1,0 +1,103 @@
+"""Everything an export decides before it loads a weight: tiles, budgets, layers, sizes."""
+
+from dataclasses import dataclass
+
+from ptp.bundle.manifest import LanguageModel, Pruning, Tiling
+from ptp.errors import ConfigError
+from ptp.export.checkpoint import Checkpoint
+from ptp.export.config import REGION_TEMPERATURE, ExportConfig
+from ptp.export.lint import TOPK_LIMIT
+from ptp.export.specs import GraphIO, decoder_io, embed_io, vision_io
+from ptp.ptp_graph.schedule import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What will be exported.
+
+    Attributes:
+        config: the user's options.
+        tiling: how images become tiles, with the grids of this export only.
+        schedule: the static sizes and budgets.
+        language_model: sizes of the decoder.
+        saliency_layer: 0-based vision block whose CLS attention is the token saliency.
+        region_temperature: τ of the softmax over crops.
+    """
+
+    config: ExportConfig
+    tiling: Tiling
+    schedule: Schedule
+    language_model: LanguageModel
+    saliency_layer: int
+    region_temperature: float = REGION_TEMPERATURE
+
+    @property
+    def pruning(self) -> Pruning:
+        """The manifest's record of how tokens are chosen."""
+        return Pruning(
+            keep=float(self.schedule.keep),
+            levels=self.schedule.levels,
+            num_kept=self.schedule.num_kept,
+            instruction=self.config.instruction,
+            alpha=self.config.alpha,
+            saliency_layer=self.saliency_layer,
+            region="cls_cosine",
+            region_temperature=self.region_temperature,
+            newline=self.config.newline,
+            positions=self.config.positions,
+        )
+
+    @property
+    def vision_io(self) -> GraphIO:
+        """Contract of the vision graph."""
+        return vision_io(
+            self.schedule,
+            instruction=self.config.instruction,
+            precision=self.config.precision,
+            tile_size=self.tiling.tile_size,
+            hidden_size=self.language_model.hidden_size,
+            max_prompt=self.config.max_prompt,
+        )
+
+    @property
+    def embed_io(self) -> GraphIO:
+        """Contract of the embedding graph."""
+        return embed_io(self.language_model, self.config.precision)
+
+    @property
+    def decoder_io(self) -> GraphIO:
+        """Contract of the decoder graph."""
+        return decoder_io(self.language_model, self.config.precision)
+
+
+def make_plan(config: ExportConfig, checkpoint: Checkpoint) -> Plan:
+    """Decide what to export.
+
+    Raises:
+        ConfigError: the grid is not the checkpoint's, or the budgets cannot be exported.
+        CheckpointError: the checkpoint's tiles are not ones that the family's export covers.
+    """
+    tiling = checkpoint.tiling
+    if config.grid is not None:
+        if config.grid not in tiling.grids:
+            known = ", ".join(f"{rows}x{columns}" for rows, columns in tiling.grids)
+            raise ConfigError(
+                "--grid is not one of the checkpoint's", got="{}x{}".format(*config.grid), expected=f"one of {known}"
+            )
+        tiles = 1 + config.grid[0] * config.grid[1]
+        tiling = tiling.model_copy(update={"grids": (config.grid,), "max_tiles": tiles})
+    schedule = Schedule(keep=config.keep, side=tiling.tokens_per_side, grids=tiling.grids, newline=config.newline)
+    if schedule.num_kept > TOPK_LIMIT:
+        raise ConfigError(
+            "more kept tokens than TensorRT's TopK takes",
+            got=f"K = {schedule.num_kept}",
+            expected=f"at most {TOPK_LIMIT}",
+            do="lower --keep, choose a smaller --grid or --newline drop",
+        )
+    return Plan(
+        config=config,
+        tiling=tiling,
+        schedule=schedule,
+        language_model=checkpoint.language_model,
+        saliency_layer=checkpoint.adapter.saliency_layer(checkpoint.config),
+    )

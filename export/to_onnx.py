@@ -1,0 +1,114 @@
+"""From a torch module to an ONNX model that follows its contract, and from there to disk."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from ptp.bundle.manifest import TensorSpec
+from ptp.errors import ExportError
+from ptp.export.passes import finish
+from ptp.export.specs import GraphIO
+
+IR_VERSION = 10
+"""The newest ONNX IR that TensorRT 10.3 reads."""
+
+INLINE_LIMIT = 64 << 20
+"""Bytes of weights up to which a model is one file; above, they stand beside it and are streamed."""
+
+# Example sizes of dynamic dimensions: above 1, since torch.export makes constants of 0 and 1, and all different.
+EXAMPLE = {"batch_size": 2, "sequence_length": 3, "past_sequence_length": 5, "total_sequence_length": 8}
+
+
+def trace(module: nn.Module, io: GraphIO, *, opset: int) -> ir.Model:
+    """Trace a module with `torch.onnx.export` and bring the result into its contract.
+
+    Args:
+        module: takes the contract's inputs in order and returns its outputs, then its probes.
+        io: the contract.
+        opset: ONNX opset, 18 to 20.
+
+    Raises:
+        ExportError: the traced graph's inputs or outputs are not those of the contract.
+    """
+    outputs = [spec.name for spec in (*io.outputs, *io.probes)]
+    with _quiet(), torch.inference_mode():
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(_example(spec) for spec in io.inputs),
+            dynamo=True,
+            opset_version=opset,
+            input_names=[spec.name for spec in io.inputs],
+            output_names=outputs,
+            dynamic_shapes=_dynamic_shapes(module, io),
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError("torch.onnx.export returned nothing")
+    model = program.model
+    model.ir_version = IR_VERSION
+    finish(model, io)
+    _check_contract(model, io)
+    return model
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Write a model to disk, tensor by tensor; large weights go to `<path>_data`."""
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ir.save(model, path, external_data=f"{path.name}_data" if weights > INLINE_LIMIT else None)
+
+
+def _example(spec: TensorSpec) -> Tensor:
+    shape = [EXAMPLE[size] if isinstance(size, str) else size for size in spec.shape]
+    dtype = getattr(torch, spec.dtype)
+    # ones: a valid size, grid, mask and token id, and no special value anywhere
+    return torch.ones(shape, dtype=dtype)
+
+
+def _dynamic_shapes(module: nn.Module, io: GraphIO) -> tuple[object, ...] | None:
+    shapes = [{i: size for i, size in enumerate(spec.shape) if isinstance(size, str)} for spec in io.inputs]
+    if not any(shapes):
+        return None
+    # forward(inputs_embeds, attention_mask, position_ids, *past): the star takes a tuple of its own
+    cache = sum(spec.name.startswith("past_key_values") for spec in io.inputs)
+    plain = len(shapes) - cache
+    return (*shapes[:plain], tuple(shapes[plain:])) if cache else tuple(shapes)
+
+
+def _check_contract(model: ir.Model, io: GraphIO) -> None:
+    for kind, values, specs in (
+        ("inputs", model.graph.inputs, io.inputs),
+        ("outputs", model.graph.outputs, io.outputs),
+    ):
+        found = [_describe(value) for value in values]
+        expected = [f"{spec.name}:{spec.dtype}{list(spec.shape)}" for spec in specs]
+        if found != expected:
+            wrong = [pair for pair in zip(found, expected, strict=False) if pair[0] != pair[1]] or (found, expected)
+            raise ExportError(f"the traced graph's {kind} are not those of the contract", got=wrong)
+
+
+def _describe(value: ir.Value) -> str:
+    dtype = value.dtype.name.lower() if value.dtype else "?"
+    dtype = {"float": "float32", "double": "float64"}.get(dtype, dtype)
+    shape = [d if isinstance(d, int) else str(d.value) for d in value.shape or ()]
+    return f"{value.name}:{dtype}{shape}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's own chatter; what matters is checked afterwards."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

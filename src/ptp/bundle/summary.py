@@ -1,0 +1,25 @@
+"""One-line summaries for people."""
+
+from ptp.bundle.manifest import Pruning, Tiling
+
+
+def budget_line(pruning: Pruning, tiling: Tiling) -> str:
+    """Return keep, reduction, levels and K, such as.
+
+    keep 0.25 = reduction 0.75: 144 thumbnail + 576 crops = 720 of 2880 tokens, + 72 newline rows, K = 792
+    """
+    levels, tokens = pruning.levels, tiling.max_tiles * tiling.tokens_per_tile
+    return (
+        f"keep {pruning.keep:g} = reduction {round(1 - pruning.keep, 12):g}: {levels.thumbnail} thumbnail + "
+        f"{levels.crops} crops = {levels.thumbnail + levels.crops} of {tokens} tokens, "
+        f"+ {levels.newline} newline rows, K = {pruning.num_kept}"
+    )
+
+
+def human_bytes(count: float) -> str:
+    """Return a number of bytes as text in binary units."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"

@@ -1,0 +1,62 @@
+"""The command line: one program, `ptp`, with verbs; `ptp-export` is `ptp export`.
+
+This module and the verbs' modules import no torch, transformers or onnx; a verb that needs them imports them when it
+runs.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+import ptp
+from ptp.errors import PtpError
+from ptp.export.cli import export
+from ptp.runtime.cli import inspect, run
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app.command()(export)
+app.command()(run)
+app.command()(inspect)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ptp-export {ptp.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    """Export vision-language models with Pyramid Token Pruning inside the graph, and run them."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `ptp`; an error is one line on stderr and exit status 1, a usage error exit status 2."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="ptp")
+    except PtpError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted", status=130)
+    except BrokenPipeError:
+        # the reader of our output is gone: no more output, and no traceback at interpreter exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def export_main() -> None:
+    """Run `ptp-export`."""
+    main(["export", *sys.argv[1:]])
+
+
+def _fail(message: str, status: int = 1) -> None:
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(Text.assemble(("error: ", "bold red"), message))
+    sys.exit(status)
