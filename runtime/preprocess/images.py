@@ -4,7 +4,7 @@ import threading
 import warnings
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ptp.errors import ImageError
 
@@ -43,7 +43,7 @@ def _open(path: Path) -> Image.Image:
         return Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path} is too large", got=error, expected=f"at most {MAX_PIXELS} pixels") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError(f"{path} is not an image", expected=f"one of {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's parsers raise nearly anything on damaged headers
         raise ImageError(f"{path} cannot be read as an image", got=error) from error

@@ -15,7 +15,7 @@ class Tiles:
     """The encoder's input for one image.
 
     Attributes:
-        pixel_values: (T, 3, S, S) float32, normalised; tile 0 the thumbnail, then the crops in raster order, then zeros.
+        pixel_values: (T, 3, S, S) float32, normalised: the thumbnail, the crops in raster order, then zeros.
         image_size: height and width of the image in pixels.
         grid: rows and columns of its crop grid.
     """

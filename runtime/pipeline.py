@@ -1,0 +1,164 @@
+"""Answer questions about images with an exported bundle."""
+
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from ptp.bundle import Bundle, open_bundle
+from ptp.bundle.hashes import Progress
+from ptp.errors import ConfigError
+from ptp.runtime.backends.base import LoadGraph
+from ptp.runtime.decoding import Decoder
+from ptp.runtime.generation import Answer, Generation, check_length, splice
+from ptp.runtime.sampling import Sampling
+from ptp.runtime.vision import VisualEncoder, VisualTokens
+
+BACKENDS = ("onnxruntime",)
+
+
+class Pipeline:
+    """A loaded bundle. Several threads may use one pipeline at once: every call has its own state.
+
+    Args:
+        bundle: a verified bundle.
+        load_graph: the backend.
+
+    Raises:
+        BundleError: the bundle cannot be run.
+        BackendError: a graph cannot be loaded.
+    """
+
+    def __init__(self, bundle: Bundle, load_graph: LoadGraph) -> None:
+        self.manifest = bundle.manifest
+        spec = self.manifest.graphs.decoder_model_merged
+        self._encoder = VisualEncoder(bundle, load_graph)
+        self._decoder = Decoder(bundle.path(spec.file), spec, self.manifest.language_model, load_graph)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        backend: str = "onnxruntime",
+        provider: str = "cpu",
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> "Pipeline":
+        """Verify a bundle and load its graphs.
+
+        Args:
+            folder: the bundle's folder.
+            backend: what runs the graphs: `onnxruntime`.
+            provider: its execution provider: `cpu`, `cuda`, `tensorrt` or `nvtensorrtrtx`.
+            threads: CPU threads; the backend's choice if None.
+            progress: called with file name, bytes done and bytes in all while files are verified.
+
+        Raises:
+            ConfigError: there is no such backend or provider.
+            BundleError: the folder is no bundle, or one that was altered.
+            BackendError: the provider is not available or a graph cannot be loaded.
+        """
+        load_graph = graph_loader(backend, provider=provider, threads=threads)
+        return cls(open_bundle(folder, progress=progress), load_graph)
+
+    def encode(
+        self, image: str | Path | Image.Image, prompt: str | None = None, *, alpha: float | None = None
+    ) -> VisualTokens:
+        """Return the visual tokens that are kept of an image.
+
+        Args:
+            image: a file or an open image.
+            prompt: the question; may be left out where the bundle does not look at it.
+            alpha: weight of the question, 0 to 1; the bundle's own if None.
+
+        Raises:
+            PtpError: see `stream`.
+        """
+        return encode(self._encoder, image, prompt, alpha=alpha)
+
+    def stream(
+        self,
+        image: str | Path | Image.Image,
+        prompt: str,
+        *,
+        alpha: float | None = None,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: tuple[str, ...] = (),
+    ) -> Generation:
+        """Return an iterator over the answer's text, piece by piece; its `answer()` has the whole.
+
+        The image is encoded before this returns; the language model runs as the pieces are asked for.
+
+        Args:
+            image: a file or an open image.
+            prompt: the question.
+            alpha: weight of the question in the choice of tokens, 0 to 1; the bundle's own if None.
+            max_new_tokens: most tokens generated.
+            temperature: 0 takes the most likely token, larger values flatten the distribution.
+            top_p: sample among the most likely tokens whose probabilities sum to this, 0 < top_p ≤ 1.
+            seed: of the random numbers; None draws a new one.
+            stop: texts that end the answer; they are not part of it.
+
+        Raises:
+            ConfigError: an option has a value that cannot be used.
+            ImageError: the image cannot be read.
+            PromptError: the question is empty or too long, or question, image and answer do not fit the model.
+            BackendError: a graph failed.
+        """
+        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop)
+        question = self._encoder.prompter(prompt)
+        embeds = self._encoder.embed(question.ids)
+        visual = self._encoder.encode(image, question, embeds, alpha)
+        sequence = splice(question, embeds, visual, self.manifest.pruning.positions)
+        check_length(sequence, sampling, self.manifest.language_model.max_position_embeddings)
+        return Generation(self._encoder, self._decoder, sequence, visual.count, sampling)
+
+    def generate(
+        self,
+        image: str | Path | Image.Image,
+        prompt: str,
+        *,
+        alpha: float | None = None,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: tuple[str, ...] = (),
+    ) -> Answer:
+        """Return the whole answer; arguments and errors are those of `stream`."""
+        return self.stream(
+            image,
+            prompt,
+            alpha=alpha,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
+        ).answer()
+
+
+def encode(
+    encoder: VisualEncoder, image: str | Path | Image.Image, prompt: str | None, *, alpha: float | None
+) -> VisualTokens:
+    """Return the visual tokens of an image without the language model (`Pipeline.encode`)."""
+    question = None if prompt is None else encoder.prompter(prompt)
+    embeds = encoder.embed(question.ids) if question and encoder.takes_question else None
+    return encoder.encode(image, question, embeds, alpha)
+
+
+def graph_loader(backend: str, *, provider: str, threads: int | None) -> LoadGraph:
+    """Return the function that loads graphs on a backend.
+
+    Raises:
+        ConfigError: there is no such backend.
+    """
+    if backend not in BACKENDS:
+        raise ConfigError("no such backend", got=repr(backend), expected=" or ".join(BACKENDS))
+    from ptp.runtime.backends.onnxruntime import OnnxRuntimeGraph
+
+    return partial(OnnxRuntimeGraph, provider=provider, threads=threads)

@@ -1,0 +1,25 @@
+from pathlib import Path
+
+from ptp.bundle.manifest import MANIFEST_NAME, Manifest
+from ptp.bundle.summary import budget_line, human_bytes
+
+GOLDEN = Path(__file__).parent / "golden" / MANIFEST_NAME
+
+
+def test_the_format_does_not_drift():
+    """Bytes written by an earlier version of schema 1 load and are written back unchanged."""
+    text = GOLDEN.read_text(encoding="utf-8")
+    assert Manifest.from_json(text).to_json() == text
+
+
+def test_the_budget_line_is_the_documented_one():
+    manifest = Manifest.from_json(GOLDEN.read_text(encoding="utf-8"))
+    assert budget_line(manifest.pruning, manifest.tiling) == (
+        "keep 0.25 = reduction 0.75: 16 thumbnail + 64 crops = 80 of 320 tokens, + 24 newline rows, K = 104"
+    )
+
+
+def test_bytes_are_readable():
+    assert [human_bytes(n) for n in (0, 1023, 1024, 5 << 20, 3 << 30)] == [
+        "0 B", "1023 B", "1.0 KiB", "5.0 MiB", "3.00 GiB",
+    ]  # fmt: skip

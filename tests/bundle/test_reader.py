@@ -1,0 +1,141 @@
+import json
+import os
+
+import pytest
+
+from ptp.bundle import HashCache, open_bundle
+from ptp.bundle.manifest import MANIFEST_NAME
+from ptp.errors import BundleError, IntegrityError, SchemaError
+
+
+def edit(folder, change):
+    path = folder / MANIFEST_NAME
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_an_exported_bundle_opens(demo_bundle):
+    bundle = open_bundle(demo_bundle)
+    assert bundle.manifest.pruning.num_kept == 16 + 64 + 24
+    assert bundle.path("tokenizer.json").is_file()
+    with pytest.raises(BundleError, match="no file 'nothing'"):
+        bundle.path("nothing")
+
+
+def test_every_file_of_the_folder_is_listed(demo_bundle):
+    files = {path.relative_to(demo_bundle).as_posix() for path in demo_bundle.rglob("*") if path.is_file()}
+    assert files - {MANIFEST_NAME} == set(open_bundle(demo_bundle).manifest.files)
+
+
+@pytest.mark.parametrize("name", ["onnx/vision_encoder.onnx", "tokenizer.json", "chat_template.jinja"])
+def test_one_altered_byte_is_refused_after_the_bundle_was_once_verified(copied_bundle, name):
+    open_bundle(copied_bundle)
+    path = copied_bundle / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError, match=rf"{name} was altered"):
+        open_bundle(copied_bundle)
+
+
+def test_an_altered_byte_is_refused_even_with_the_old_modification_time(copied_bundle):
+    open_bundle(copied_bundle)
+    path = copied_bundle / "tokenizer.json"
+    before = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"a", b"b", 1))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(IntegrityError, match="altered"):
+        open_bundle(copied_bundle)
+
+
+def test_a_missing_and_a_truncated_file_are_refused(copied_bundle):
+    path = copied_bundle / "tokenizer.json"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(IntegrityError, match="bytes; expected"):
+        open_bundle(copied_bundle)
+    path.unlink()
+    with pytest.raises(IntegrityError, match="is missing"):
+        open_bundle(copied_bundle)
+
+
+def test_a_link_out_of_the_bundle_is_refused(copied_bundle, tmp_path):
+    path = copied_bundle / "tokenizer.json"
+    outside = tmp_path / "outside.json"
+    path.rename(outside)
+    path.symlink_to(outside)
+    with pytest.raises(IntegrityError, match="link out of the bundle"):
+        open_bundle(copied_bundle)
+
+
+def test_a_newer_schema_is_refused_with_what_to_do(copied_bundle):
+    edit(copied_bundle, lambda data: data.update(schema_version=2))
+    with pytest.raises(SchemaError, match="newer schema; got version 2; expected at most 1; install a newer"):
+        open_bundle(copied_bundle)
+
+
+HOSTILE = {
+    "unknown key": lambda d: d.update(extra=1),
+    "missing key": lambda d: d.pop("tiling"),
+    "parent path": lambda d: d["files"].update({"../evil": d["files"]["config.json"]}),
+    "absolute path": lambda d: d["files"].update({"/etc/passwd": d["files"]["config.json"]}),
+    "drive": lambda d: d["files"].update({"C:evil": d["files"]["config.json"]}),
+    "huge file": lambda d: d["files"]["config.json"].update(bytes=1 << 60),
+    "huge tile": lambda d: d["tiling"].update(tile_size=1 << 40),
+    "negative": lambda d: d["tiling"].update(tokens_per_side=-1),
+    "grids": lambda d: d["tiling"].update(grids=[[0, 1]]),
+    "tiles": lambda d: d["tiling"].update(max_tiles=9),
+    "division by zero": lambda d: d["tiling"].update(std=[1, 0, 1]),
+    "budget": lambda d: d["pruning"].update(num_kept=d["pruning"]["num_kept"] + 1),
+    "unlisted graph": lambda d: d["graphs"]["embed_tokens"].update(file="onnx/other.onnx"),
+    "bad hash": lambda d: d["files"]["config.json"].update(sha256="x"),
+    "text version": lambda d: d.update(schema_version="1"),
+    "dtype": lambda d: d["graphs"]["vision_encoder"]["inputs"][0].update(dtype="float64"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_manifests_are_refused_in_one_line(copied_bundle, name):
+    edit(copied_bundle, HOSTILE[name])
+    with pytest.raises(SchemaError) as error:
+        open_bundle(copied_bundle)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00", "[" * 100_000, '{"schema_version": 1}'])
+def test_text_that_is_no_manifest_is_refused(copied_bundle, text):
+    (copied_bundle / MANIFEST_NAME).write_text(text)
+    with pytest.raises(SchemaError):
+        open_bundle(copied_bundle)
+
+
+def test_bytes_that_are_no_text_and_a_manifest_too_large_are_refused(copied_bundle):
+    (copied_bundle / MANIFEST_NAME).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BundleError, match="UTF-8"):
+        open_bundle(copied_bundle)
+    (copied_bundle / MANIFEST_NAME).write_bytes(b" " * ((1 << 24) + 1))
+    with pytest.raises(BundleError, match="too large"):
+        open_bundle(copied_bundle)
+
+
+def test_a_folder_that_is_no_bundle_says_so(tmp_path):
+    with pytest.raises(BundleError, match="is not a bundle"):
+        open_bundle(tmp_path)
+
+
+def test_hashes_are_computed_once(copied_bundle, tmp_path):
+    read = []
+    cache = tmp_path / "cache.json"
+    open_bundle(copied_bundle, hashes=HashCache(cache), progress=lambda name, done, total: read.append(name))
+    assert read
+    read.clear()
+    open_bundle(copied_bundle, hashes=HashCache(cache), progress=lambda name, done, total: read.append(name))
+    assert read == []
+
+
+def test_a_cache_that_cannot_be_used_costs_only_time(copied_bundle, tmp_path):
+    cache = tmp_path / "cache.json"
+    for text in ("not json", "[]", '{"x": 1}'):
+        cache.write_text(text)
+        assert open_bundle(copied_bundle, hashes=HashCache(cache))
+    assert open_bundle(copied_bundle, hashes=HashCache(copied_bundle / "tokenizer.json" / "no"))

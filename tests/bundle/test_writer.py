@@ -1,0 +1,53 @@
+import pytest
+
+from ptp.bundle.manifest import MANIFEST_NAME
+from ptp.bundle.writer import staged
+from ptp.errors import ConfigError
+
+
+def write(folder, text, *, force=False):
+    with staged(folder, force=force) as stage:
+        (stage / MANIFEST_NAME).write_text(text)
+
+
+def test_a_bundle_appears_whole(tmp_path):
+    out = tmp_path / "deep" / "bundle"
+    with staged(out, force=False) as stage:
+        (stage / "file").write_text("x")
+        assert not out.exists()
+    assert (out / "file").read_text() == "x"
+    assert [path.name for path in out.parent.iterdir()] == ["bundle"]
+
+
+def test_a_failure_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError), staged(tmp_path / "bundle", force=False) as stage:
+        (stage / "file").write_text(str(1 / 0))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_refused_and_kept(tmp_path):
+    write(tmp_path / "bundle", "old")
+    with pytest.raises(ConfigError, match="exists; choose another --out or replace"):
+        write(tmp_path / "bundle", "new")
+    assert (tmp_path / "bundle" / MANIFEST_NAME).read_text() == "old"
+
+
+def test_force_replaces_a_bundle_and_a_failed_replacement_keeps_it(tmp_path):
+    write(tmp_path / "bundle", "old")
+    with pytest.raises(ZeroDivisionError), staged(tmp_path / "bundle", force=True):
+        assert 1 / 0
+    assert (tmp_path / "bundle" / MANIFEST_NAME).read_text() == "old"
+    write(tmp_path / "bundle", "new", force=True)
+    assert (tmp_path / "bundle" / MANIFEST_NAME).read_text() == "new"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_force_never_replaces_what_is_no_bundle(tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="is not a bundle, so --force does not replace it"):
+        write(tmp_path / "home", "new", force=True)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="not a folder"):
+        write(tmp_path / "file", "new", force=True)
+    assert (tmp_path / "home" / "thesis.tex").exists()

@@ -1,0 +1,57 @@
+"""Bundles and checkpoints that several tests share; each is made once per run."""
+
+import shutil
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from checkpoints import Geometry, write_checkpoint
+
+from ptp.demo import CHECKPOINT
+from ptp.export.config import ExportConfig
+from ptp.export.pipeline import export
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo checkpoint at keep 0.25 with the similarity instruction; do not change it."""
+    out = tmp_path_factory.mktemp("bundles") / "demo"
+    export(ExportConfig(model="demo", out=out, keep=Fraction("0.25"), instruction="similarity", max_prompt=64))
+    return out
+
+
+@pytest.fixture(scope="session")
+def full_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo checkpoint at keep 1 without an instruction; do not change it."""
+    out = tmp_path_factory.mktemp("bundles") / "full"
+    export(ExportConfig(model=str(CHECKPOINT), out=out, keep=Fraction(1), instruction="none", max_prompt=64))
+    return out
+
+
+@pytest.fixture
+def copied_bundle(demo_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the demo bundle that a test may spoil."""
+    return Path(shutil.copytree(demo_bundle, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folder of a tiny random checkpoint whose language model is of the given type; do not change it."""
+    made: dict[str, Path] = {}
+
+    def get(language_model: str) -> Path:
+        if language_model not in made:
+            folder = tmp_path_factory.mktemp(language_model)
+            made[language_model] = write_checkpoint(folder, Geometry(language_model=language_model))
+        return made[language_model]
+
+    return get

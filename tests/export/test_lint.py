@@ -1,0 +1,80 @@
+"""Each rule on a hand-built graph: what it refuses, and a clean graph that passes."""
+
+import onnx_ir as ir
+import pytest
+
+from ptp.errors import LintError
+from ptp.export.lint import lint
+
+FLOAT, INT32, INT64, BOOL, DOUBLE = (
+    ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.DOUBLE,
+)  # fmt: skip
+
+
+def graph(op="Relu", *, dtype=FLOAT, shape=(2, 4), out_dtype=None, attributes=None, constants=(), domain="", opset=20):
+    """Return a model of one node over one input and constant inputs."""
+    x = ir.val("x", dtype=dtype, shape=shape)
+    initializers = []
+    for number, tensor in enumerate(constants):
+        value = ir.Value(name=f"c{number}", const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+        initializers.append(value)
+    node = ir.Node(domain, op, [x, *initializers], attributes=ir.convenience.convert_attributes(attributes or {}))
+    y = node.outputs[0]
+    y.name, y.shape, y.type = "y", ir.Shape(shape), ir.TensorType(out_dtype or dtype)
+    body = ir.Graph([x], [y], nodes=[node], initializers=initializers, opset_imports={"": opset})
+    return ir.Model(body, ir_version=10)
+
+
+def test_a_clean_graph_passes():
+    lint(graph(), "clean", static=True)
+
+
+def topk(count, dtype=INT32):
+    return graph("TopK", dtype=dtype, shape=(1, 9000), constants=[ir.tensor([count], dtype=INT64)])
+
+
+REFUSED = {
+    "NonZero": graph("NonZero"),
+    "Loop": graph("Loop"),
+    "CumSum": graph("CumSum"),
+    "BitwiseAnd": graph("BitwiseAnd", dtype=INT32),
+    "Attention": graph("Attention"),
+    "com.microsoft::Gelu": graph("Gelu", domain="com.microsoft"),
+    "DOUBLE value": graph(dtype=DOUBLE),
+    "rank 9": graph(shape=(1,) * 9),
+    "Softmax on rank 1": graph("Softmax", shape=(4,)),
+    "K = 3841": topk(3841),
+    "FLOAT keys": topk(5, FLOAT),
+    "MatMul on INT32": graph("MatMul", dtype=INT32),
+    "ReduceMax on BOOL": graph("ReduceMax", dtype=BOOL),
+    "with a reduction": graph("ScatterND", attributes={"reduction": "add"}),
+    "opset 21": graph(opset=21),
+    "dynamic shape": graph(shape=("batch", 4)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_form_that_engines_refuse_is_refused(name):
+    with pytest.raises(LintError, match=name):
+        lint(REFUSED[name], "graph", static=True)
+
+
+def test_topk_at_the_limit_and_dynamic_shapes_outside_the_vision_graph_pass():
+    lint(topk(3840), "graph", static=True)
+    lint(graph(shape=("batch", 4)), "decoder", static=False)
+
+
+def test_topk_with_a_computed_count_is_refused():
+    model = topk(5)
+    node = next(iter(model.graph))
+    node.replace_input_with(1, model.graph.inputs[0])
+    with pytest.raises(LintError, match="not a constant"):
+        lint(model, "graph", static=True)
+
+
+def test_an_older_ir_version_and_an_input_that_is_an_output_are_refused():
+    model = graph()
+    model.ir_version = 8
+    model.graph.outputs.append(model.graph.inputs[0])
+    with pytest.raises(LintError, match=r"2 forms.*IR version 8.*input x is also an output"):
+        lint(model, "graph", static=True)
