@@ -109,25 +109,34 @@ def encode(
     )
 
 
-def hide_visual(count: int, keep: float) -> Tensor:
-    """Return (count,) booleans of which about `keep` are true; half of the choice falls on runs of eight tokens."""
-    runs = torch.rand(-(-count // 8)).repeat_interleave(8)[:count]
-    order = (torch.rand(count) + runs).argsort(descending=True)
-    visible = torch.zeros(count, dtype=torch.bool)
-    visible[order[: max(1, round(keep * count))]] = True
+def hide_visual(image: Tensor, keep: float) -> Tensor:
+    """Return which visual tokens stay visible: (M,) booleans.
+
+    The choice is partly blind and partly by content, along a random direction of feature space. A pruner's choice is by
+    content too: it takes the whole face or the whole background, never an even sprinkle of both.
+
+    Args:
+        image: (M, H) packed visual tokens.
+        keep: fraction of them that stays.
+    """
+    content = image.detach() @ torch.randn(image.shape[1])
+    content = (content - content.mean()) / (content.std() + 1e-6)
+    order = (torch.rand(len(image)) + torch.rand(1) * content).argsort(descending=True)
+    visible = torch.zeros(len(image), dtype=torch.bool)
+    visible[order[: max(1, round(keep * len(image)))]] = True
     return visible
 
 
-def lay_out(example: Example, visual: int, keep: float) -> Layout:
+def lay_out(example: Example, image: Tensor, keep: float) -> Layout:
     """Return the layout of head, image and dialogues in one sequence.
 
     Args:
         example: the example.
-        visual: number of its packed visual tokens.
-        keep: fraction of them that stay visible, chosen at random.
+        image: (M, H) its packed visual tokens.
+        keep: fraction of them that stays visible.
     """
     head = len(example.head)
-    lead = head + visual
+    lead = head + len(image)
     position, segment = [torch.arange(lead)], [torch.zeros(lead, dtype=torch.long)]
     predicts = [torch.zeros(lead, dtype=torch.bool)]
     for number, dialogue in enumerate(example.dialogues, start=1):
@@ -137,7 +146,7 @@ def lay_out(example: Example, visual: int, keep: float) -> Layout:
         place = torch.arange(length)
         predicts.append((place >= length - dialogue.reply - 1) & (place < length - 1))
     visible = torch.ones(sum(map(len, segment)), dtype=torch.bool)
-    visible[head:lead] = hide_visual(visual, keep)
+    visible[head:lead] = hide_visual(image, keep)
     return Layout(
         position=torch.cat(position), segment=torch.cat(segment), visible=visible, predicts=torch.cat(predicts)
     )
@@ -180,7 +189,7 @@ def run_batch(model: LlavaNextForConditionalGeneration, batch: Sequence[Example]
     for example, image in zip(batch, packed, strict=True):
         tokens = [token for dialogue in example.dialogues for token in dialogue.tokens]
         rows.append(torch.cat([embed(torch.tensor(example.head)), image, embed(torch.tensor(tokens))]))
-    layouts = [lay_out(e, len(image), keep) for e, image, keep in zip(batch, packed, keeps, strict=True)]
+    layouts = [lay_out(e, image, keep) for e, image, keep in zip(batch, packed, keeps, strict=True)]
     pad = nn.utils.rnn.pad_sequence
     segment = pad([layout.segment for layout in layouts], batch_first=True, padding_value=-1)  # (B, L)
     visible = pad([layout.visible for layout in layouts], batch_first=True)

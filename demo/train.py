@@ -160,7 +160,7 @@ def measure_altered(model: LlavaNextForConditionalGeneration, processor: LlavaNe
     Args:
         model: the network, as loaded.
         processor: the processor, as loaded.
-        keep: fraction of visual tokens left visible, chosen at random.
+        keep: fraction of visual tokens left visible, chosen by `hide_visual`.
     """
     torch.manual_seed(SEED + 1)
     rng = random.Random(SEED + 1)
@@ -189,7 +189,7 @@ def measure(folder: Path) -> None:
     print("\n".join([*wrong, f"original photographs, generate: {total - len(wrong)} of {total} answers right"]))
     for keep in (1.0, 0.5, 0.25, 0.1):
         print(
-            f"altered photographs, random keep {keep}: {measure_altered(model, processor, keep):.1%} right",
+            f"altered photographs, keep {keep}: {measure_altered(model, processor, keep):.1%} right",
             flush=True,
         )
 

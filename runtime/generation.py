@@ -83,8 +83,8 @@ def check_length(sequence: Sequence, sampling: Sampling, max_positions: int) -> 
     if needed > max_positions:
         raise PromptError(
             "the prompt, the image and the answer do not fit into the language model",
-            got=f"{sequence.next_position} + {sampling.max_new_tokens} positions",
-            expected=f"at most {max_positions}",
+            got=f"{sequence.next_position} positions and {sampling.max_new_tokens} new tokens",
+            expected=f"at most {max_positions} positions",
             do="lower max_new_tokens or shorten the question",
         )
 
@@ -96,7 +96,7 @@ class Generation:
         encoder: embeds and decodes tokens.
         decoder: the language model.
         sequence: its input.
-        num_visual_tokens: rows of it that are the image's.
+        visual: the image's tokens in it.
         sampling: how tokens are chosen, and when to stop.
     """
 
@@ -105,13 +105,13 @@ class Generation:
         encoder: VisualEncoder,
         decoder: Decoder,
         sequence: Sequence,
-        num_visual_tokens: int,
+        visual: VisualTokens,
         sampling: Sampling,
     ) -> None:
+        self.visual = visual
         self._encoder = encoder
         self._decoder = decoder
         self._sequence = sequence
-        self._num_visual_tokens = num_visual_tokens
         self._sampling = sampling
         self._text: list[str] = []
         self._token_ids: list[int] = []
@@ -137,7 +137,7 @@ class Generation:
         return Answer(
             text="".join(self._text),
             token_ids=tuple(self._token_ids),
-            num_visual_tokens=self._num_visual_tokens,
+            num_visual_tokens=self.visual.count,
             stop_reason=self._stop_reason,
         )
 

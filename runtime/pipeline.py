@@ -115,7 +115,7 @@ class Pipeline:
         visual = self._encoder.encode(image, question, embeds, alpha)
         sequence = splice(question, embeds, visual, self.manifest.pruning.positions)
         check_length(sequence, sampling, self.manifest.language_model.max_position_embeddings)
-        return Generation(self._encoder, self._decoder, sequence, visual.count, sampling)
+        return Generation(self._encoder, self._decoder, sequence, visual, sampling)
 
     def generate(
         self,

@@ -104,7 +104,7 @@ def write_checkpoint(folder: Path, geometry: Geometry, *, seed: int = 0, dtype: 
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:  # transformers' init is so small that every attention row would be flat
                 fan_in = parameter[0].numel()
-                parameter.normal_(0, (3.0 if "q_proj" in name or "k_proj" in name else 1.0) / fan_in**0.5)
+                parameter.normal_(0, (1.5 if "q_proj" in name or "k_proj" in name else 0.7) / fan_in**0.5)
     model.generation_config = GenerationConfig(
         bos_token_id=tokens.bos_token_id, eos_token_id=tokens.eos_token_id, pad_token_id=tokens.pad_token_id
     )

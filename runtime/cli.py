@@ -1,0 +1,167 @@
+"""The verbs `run` and `inspect`."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import progress as bars
+from rich.console import Console
+from rich.text import Text
+
+from ptp.bundle import open_bundle, read_manifest
+from ptp.bundle.hashes import Progress
+from ptp.errors import ConfigError, PromptError
+
+if TYPE_CHECKING:
+    from ptp.bundle import Manifest
+    from ptp.runtime.vision import VisualTokens
+
+SHOW_AFTER = 2.0
+"""Seconds after which verifying a bundle shows a progress bar."""
+
+Folder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="folder written by ptp export")]
+Provider = Annotated[str, typer.Option(help="ONNX Runtime's provider: cpu, cuda, tensorrt, nvtensorrtrtx")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads (default: ONNX Runtime's choice)")]
+Alpha = Annotated[float | None, typer.Option(help="weight of the question, 0 to 1 (default: the bundle's)")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead")]
+
+
+def run(
+    bundle: Folder,
+    image: Annotated[Path, typer.Option(help="image file")],
+    prompt: Annotated[str, typer.Option(help="question about the image")],
+    provider: Provider = "cpu",
+    threads: Threads = None,
+    alpha: Alpha = None,
+    max_new_tokens: Annotated[int, typer.Option(help="most tokens generated")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="sample among the tokens that make up this probability")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="of the random numbers")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="text that ends the answer; may be repeated")] = None,
+    show: Annotated[Path | None, typer.Option(help="write a PNG of the tokens that were kept")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a question about an image, printing the answer as it is generated."""
+    # these load numpy and ONNX Runtime, which `ptp --help` does not need
+    from ptp.runtime.pipeline import Pipeline
+    from ptp.runtime.tables import visual_json
+
+    if show:
+        check_png(show, "--show")
+    with hash_progress() as progress:
+        pipeline = Pipeline.load(bundle, provider=provider, threads=threads, progress=progress)
+    generation = pipeline.stream(
+        image,
+        prompt,
+        alpha=alpha,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    if show:
+        _write_picture(show, image, generation.visual, pipeline.manifest)
+    if as_json:
+        result = asdict(generation.answer()) | {"visual_tokens": visual_json(generation.visual, pipeline.manifest)}
+        typer.echo(json.dumps(result, ensure_ascii=False))
+        return
+    for piece in generation:
+        print(piece, end="", flush=True)
+    print()
+
+
+def inspect(
+    bundle: Folder,
+    image: Annotated[Path | None, typer.Option(help="image file: show which of its tokens are kept")] = None,
+    prompt: Annotated[str | None, typer.Option(help="question about the image")] = None,
+    alpha: Alpha = None,
+    out: Annotated[Path, typer.Option(help="PNG of the tokens that were kept, with --image")] = Path("kept.png"),
+    provider: Provider = "cpu",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a bundle holds; with an image, which of its tokens are kept."""
+    from ptp.runtime.pipeline import encode, graph_loader
+    from ptp.runtime.tables import bundle_tables, visual_json, visual_table
+    from ptp.runtime.vision import VisualEncoder
+
+    manifest = read_manifest(bundle)
+    if image is None and (prompt is not None or alpha is not None):
+        raise ConfigError("--prompt and --alpha say how an image is looked at", do="give an image with --image")
+    if image is not None:
+        check_png(out, "--out")
+        if prompt is None and manifest.pruning.instruction != "none":
+            raise PromptError("this bundle chooses tokens by the question", do="give one with --prompt")
+    with hash_progress() as progress:
+        opened = open_bundle(bundle, progress=progress)
+    visual = None
+    if image is not None:
+        encoder = VisualEncoder(opened, graph_loader("onnxruntime", provider=provider, threads=threads))
+        visual = encode(encoder, image, prompt, alpha=alpha)
+        _write_picture(out, image, visual, manifest)
+    if as_json:
+        result = json.loads(manifest.to_json())
+        if visual:
+            result["visual_tokens"] = visual_json(visual, manifest) | {"picture": str(out)}
+        typer.echo(json.dumps(result, ensure_ascii=False))
+        return
+    console = Console(highlight=False)
+    for part in bundle_tables(opened):
+        console.print(part, soft_wrap=isinstance(part, Text))
+    if visual:
+        console.print(visual_table(visual, manifest))
+        console.print(f"picture: {out}", markup=False, soft_wrap=True)
+
+
+def check_png(path: Path, option: str) -> None:
+    """Refuse a picture's path that is not a PNG file in a folder that exists.
+
+    Raises:
+        ConfigError: what is wrong with it.
+    """
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"{option} writes a PNG file", got=path, expected="a name that ends in .png")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ConfigError(f"{option} cannot be written", got=path, expected="a file in a folder that exists")
+
+
+def _write_picture(path: Path, image: Path, visual: "VisualTokens", manifest: "Manifest") -> None:
+    from ptp.runtime.picture import draw_kept
+    from ptp.runtime.preprocess.images import load_image
+
+    picture = draw_kept(load_image(image), visual, manifest)
+    try:
+        picture.save(path, format="PNG")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written", got=error) from error
+
+
+@contextmanager
+def hash_progress(show_after: float = SHOW_AFTER) -> Iterator[Progress]:
+    """Yield a callback that shows a bar on stderr once verifying a bundle takes longer than a moment.
+
+    Args:
+        show_after: seconds before the bar appears.
+    """
+    columns = (bars.TextColumn("verifying {task.description}"), bars.BarColumn(), bars.DownloadColumn())
+    progress = bars.Progress(*columns, console=Console(stderr=True), transient=True)
+    started, tasks = time.monotonic(), dict[str, bars.TaskID]()
+
+    def say(name: str, done: int, total: int) -> None:
+        if name not in tasks:
+            tasks[name] = progress.add_task(name, total=total)
+        progress.update(tasks[name], completed=done, visible=done < total)
+        if not progress.live.is_started and time.monotonic() - started >= show_after:
+            progress.start()
+
+    try:
+        yield say
+    finally:
+        if progress.live.is_started:  # else it would print an empty line
+            progress.stop()

@@ -1,0 +1,169 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ptp.errors import CheckpointError, ConfigError
+from ptp.export.checkpoint import SHORT_NAMES, load_weights, open_checkpoint
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint, tmp_path):
+    return shutil.copytree(tiny_checkpoint("llama"), tmp_path / "checkpoint")
+
+
+def edit_config(folder, change):
+    path = folder / "config.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def edit_tensors(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def load(folder):
+    return load_weights(open_checkpoint(str(folder), None, weights=True), "fp32")
+
+
+@pytest.mark.parametrize("language_model", ["llama", "mistral", "qwen2"])
+def test_a_checkpoint_of_each_language_model_loads(tiny_checkpoint, language_model):
+    model = load(tiny_checkpoint(language_model))
+    assert model.config.text_config.model_type == language_model
+    assert not model.training
+
+
+def test_missing_extra_and_misshapen_tensors_are_all_named_at_once(checkpoint):
+    def change(tensors):
+        del tensors["image_newline"]
+        del tensors["language_model.lm_head.weight"]
+        tensors["surplus"] = torch.ones(3)
+        tensors["multi_modal_projector.linear_1.bias"] = torch.ones(3)
+
+    edit_tensors(checkpoint, change)
+    with pytest.raises(CheckpointError) as error:
+        load(checkpoint)
+    message = str(error.value)
+    assert "2 missing: lm_head.weight, model.image_newline" in message
+    assert "1 extra: surplus" in message
+    assert "1 of another shape: model.multi_modal_projector.linear_1.bias" in message
+
+
+def test_a_damaged_weights_file_is_one_line(checkpoint):
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot load") as error:
+        load(checkpoint)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_model_type_lists_the_known_ones(checkpoint):
+    edit_config(checkpoint, lambda data: data.update(model_type="qwen3_vl"))
+    with pytest.raises(CheckpointError, match="'qwen3_vl' is not supported; expected llava_next"):
+        open_checkpoint(str(checkpoint), None, weights=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(vision_feature_select_strategy="full"), "select_strategy is not supported; got full"),
+        (lambda d: d["text_config"].update(model_type="gemma"), "language model 'gemma' is not supported"),
+        (lambda d: d["vision_config"].update(model_type="siglip_vision_model"), "vision tower 'siglip"),
+        (lambda d: d.update(image_grid_pinpoints=[[56, 100]]), "must be multiples of image_size"),
+    ],
+)
+def test_configurations_that_the_export_does_not_cover_are_refused(checkpoint, change, message):
+    edit_config(checkpoint, change)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(str(checkpoint), None, weights=False)
+
+
+def test_a_processor_that_does_not_match_the_model_is_refused(checkpoint):
+    edit_config(checkpoint, lambda data: data.update(image_grid_pinpoints=[[56, 112]]))
+    opened = open_checkpoint(str(checkpoint), None, weights=False)
+    with pytest.raises(CheckpointError, match="does not match the model"):
+        _ = opened.tiling
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", "{}"])
+def test_a_folder_without_a_usable_configuration_is_refused(tmp_path, text):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError):
+        open_checkpoint(str(tmp_path), None, weights=False)
+
+
+def test_a_name_that_is_nothing_lists_what_it_could_be():
+    with pytest.raises(CheckpointError, match=r"short name \(demo, llava-next, .*owner/name\) or a folder"):
+        open_checkpoint("no-such-model", None, weights=False)
+
+
+def test_an_unreachable_hub_is_one_line(monkeypatch):
+    def refuse(*arguments, **options):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr("ptp.export.checkpoint.snapshot_download", refuse)
+    with pytest.raises(CheckpointError, match=r"cannot get llava-hf/.* from the Hugging Face hub"):
+        open_checkpoint("llava-next", None, weights=False)
+
+
+def test_a_hub_id_is_downloaded_without_weights_for_a_dry_run_and_with_them_for_an_export(monkeypatch, checkpoint):
+    asked = []
+
+    def download(name, *, revision, allow_patterns):
+        asked.append((name, revision, allow_patterns))
+        return str(checkpoint)
+
+    monkeypatch.setattr("ptp.export.checkpoint.snapshot_download", download)
+    opened = open_checkpoint("llava-next-vicuna-13b", "main", weights=False)
+    assert opened.id == SHORT_NAMES["llava-next-vicuna-13b"] == "llava-hf/llava-v1.6-vicuna-13b-hf"
+    assert opened.revision == "checkpoint"  # the snapshot's folder is named after the commit
+    open_checkpoint("llava-next", None, weights=True)
+    assert "*.safetensors" not in asked[0][2]
+    assert "*.safetensors" in asked[1][2]
+    assert not any("bin" in pattern or "pt" in pattern for pattern in asked[1][2])
+
+
+def test_files_are_copied_unchanged_and_what_is_missing_is_written(checkpoint, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    open_checkpoint(str(checkpoint), None, weights=False).copy_files(out)
+    for name in ("config.json", "tokenizer.json", "generation_config.json", "processor_config.json"):
+        assert (out / name).read_bytes() == (checkpoint / name).read_bytes()
+    assert json.loads((out / "preprocessor_config.json").read_text())["crop_size"] == {"height": 56, "width": 56}
+    assert (out / "chat_template.jinja").read_text() == (checkpoint / "chat_template.jinja").read_text()
+
+
+def test_a_checkpoint_without_a_chat_template_is_refused(checkpoint, tmp_path):
+    (checkpoint / "chat_template.jinja").unlink()
+    with pytest.raises(CheckpointError, match="no chat template"):
+        open_checkpoint(str(checkpoint), None, weights=False).copy_files(tmp_path)
+
+
+def test_model_and_tokenizer_must_agree_on_the_image_token(checkpoint):
+    edit_config(checkpoint, lambda data: data.update(image_token_index=7))
+    opened = open_checkpoint(str(checkpoint), None, weights=False)
+    with pytest.raises(CheckpointError, match="image_token_index; got 3; expected 7"):
+        opened.prompting(load_weights(opened, "fp32").generation_config, 64)
+
+
+def test_a_grid_that_is_not_the_checkpoints_and_a_k_beyond_topk_are_refused(checkpoint, tmp_path):
+    from fractions import Fraction
+
+    from ptp.export.config import ExportConfig
+    from ptp.export.plan import make_plan
+
+    opened = open_checkpoint(str(checkpoint), None, weights=False)
+    options = {"model": str(checkpoint), "out": tmp_path, "keep": Fraction(1)}
+    with pytest.raises(ConfigError, match="got 5x5; expected one of 1x2, 2x1, 2x2, 3x1, 1x3"):
+        make_plan(ExportConfig(**options, grid=(5, 5)), opened)
+    opened.config.vision_config.patch_size = 1  # 56 × 56 tokens a tile
+    with pytest.raises(ConfigError, match="TopK"):
+        make_plan(ExportConfig(**options), opened)
+    plan = make_plan(ExportConfig(**options | {"keep": Fraction(1, 100)}, grid=(1, 2)), opened)
+    assert plan.tiling.max_tiles == 3

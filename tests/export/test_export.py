@@ -1,0 +1,173 @@
+"""Whole exports of tiny random checkpoints, and gates that see what is wrong."""
+
+import json
+from fractions import Fraction
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from ptp.anyres import PackedLayout, choose_grid
+from ptp.bundle import open_bundle
+from ptp.engines import tensorrt_rtx
+from ptp.errors import BuildError, LintError, ParityError
+from ptp.export import pipeline
+from ptp.export.checkpoint import load_weights, open_checkpoint
+from ptp.export.config import ExportConfig
+from ptp.export.gates.images import gate_sizes
+from ptp.export.gates.parity import check_parity
+from ptp.export.plan import make_plan
+from ptp.export.to_onnx import save, trace
+from ptp.export.vision import VisionGraph
+from ptp.ptp_graph.schedule import WEIGHT_LEVELS
+
+
+@pytest.mark.parametrize(
+    ("language_model", "options"),
+    [
+        ("llama", {"keep": Fraction(1), "instruction": "none"}),
+        ("mistral", {"keep": Fraction("0.25"), "precision": "fp16"}),
+        ("qwen2", {"keep": Fraction("0.1"), "newline": "drop", "positions": "compact", "opset": 18}),
+        ("llama", {"keep": Fraction("0.5"), "grid": (1, 2)}),
+    ],
+)
+def test_a_tiny_checkpoint_of_other_sizes_passes_the_gates(tiny_checkpoint, tmp_path, language_model, options):
+    config = ExportConfig(model=str(tiny_checkpoint(language_model)), out=tmp_path / "out", max_prompt=32, **options)
+    steps = []
+    pipeline.export(config, lambda what, done, total: steps.append(what))
+    manifest = open_bundle(config.out).manifest
+    assert manifest.parity.kept_indices_equal
+    assert len(manifest.parity.images) >= 8
+    assert (manifest.parity.tensorrt_rtx is not None) == tensorrt_rtx.is_installed()
+    assert manifest.pruning.positions == config.positions
+    assert manifest.opset == config.opset
+    suffix = "_fp16" if config.precision == "fp16" else ""
+    assert manifest.graphs.vision_encoder.file == f"onnx/vision_encoder{suffix}.onnx"
+    assert {path.name for path in (config.out / "onnx").iterdir()} == {
+        f"{name}{suffix}.onnx" for name in ("vision_encoder", "embed_tokens", "decoder_model_merged")
+    }
+    assert json.loads((config.out / "report.json").read_text())["images"][0]["feature_difference"] < 0.01
+    assert "tracing vision_encoder" in steps
+    assert list(tmp_path.iterdir()) == [config.out]
+    for graph in manifest.graphs.all:  # the manifest says what is in the files
+        model = ir.load(config.out / graph.file)
+        assert [value.name for value in model.graph.inputs] == [spec.name for spec in graph.inputs]
+        assert [value.name for value in model.graph.outputs] == [spec.name for spec in graph.outputs]
+
+
+@pytest.mark.parametrize("side", [4, 24])
+@pytest.mark.parametrize(
+    "grids", [((1, 2), (2, 1), (2, 2), (3, 1), (1, 3)), ((2, 2),), ((1, 1),), ((1, 6), (6, 1), (2, 3), (3, 2))]
+)
+def test_gate_images_cover_every_grid_and_padding_on_each_side(grids, side):
+    tile = 14 * side
+    sizes = gate_sizes(grids, tile, side)
+    assert len(sizes) >= 8
+    assert len(set(sizes)) == len(sizes)
+    seen = {grid: set() for grid in grids}
+    for height, width in sizes:
+        grid = choose_grid(height, width, grids, tile)
+        padding = PackedLayout(height=height, width=width, grid=grid, side=side).padding
+        seen[grid].add((padding[0] > 0, padding[1] > 0))
+    assert all(seen.values()), "a grid without an image"
+    assert set.union(*seen.values()) >= {(False, False), (True, False), (False, True)}
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_checkpoint, tmp_path_factory):
+    """A tiny checkpoint, its plan, its model and its traced vision graph."""
+    folder = tiny_checkpoint("llama")
+    config = ExportConfig(model=str(folder), out=tmp_path_factory.mktemp("x"), keep=Fraction("0.25"), max_prompt=16)
+    checkpoint = open_checkpoint(str(folder), None, weights=True)
+    plan = make_plan(config, checkpoint)
+    model = load_weights(checkpoint, "fp32")
+    graph = VisionGraph(checkpoint.adapter.build_encoder(model, plan.saliency_layer), plan.schedule, "similarity", 0.1)
+    return checkpoint, plan, model, graph
+
+
+def gate(parts, tmp_path, spoil=lambda traced: None):
+    checkpoint, plan, model, graph = parts
+    traced = trace(graph, plan.vision_io, opset=20)
+    spoil(traced)
+    save(traced, tmp_path / "vision.onnx")
+    return check_parity(tmp_path / "vision.onnx", plan.vision_io, plan, checkpoint, model)
+
+
+def test_the_parity_gate_passes_an_honest_graph_and_leaves_no_file(parts, tmp_path):
+    results = gate(parts, tmp_path)
+    assert max(result.feature_difference for result in results) < 1e-5
+    assert [path.name for path in tmp_path.iterdir()] == ["vision.onnx"]
+
+
+def change_constant(traced, value_to, matches):
+    for value in traced.graph.initializers.values():
+        array = value.const_value.numpy()
+        if matches(array):
+            value.const_value = ir.tensor(value_to(array), name=value.name)
+            return
+    raise AssertionError("no such constant")
+
+
+def test_a_graph_with_one_wrong_weight_fails(parts, tmp_path):
+    def spoil(traced):
+        change_constant(traced, lambda a: a * 1.01, lambda a: a.dtype == np.float32 and a.shape == (64, 64))
+
+    with pytest.raises(ParityError, match=r"differs from transformers .* expected at most 1e-04"):
+        gate(parts, tmp_path, spoil)
+
+
+def test_a_graph_that_rounds_budgets_otherwise_fails(parts, tmp_path):
+    def spoil(traced):
+        change_constant(traced, lambda a: np.full_like(a, 8), lambda a: a.size == 1 and a == WEIGHT_LEVELS)
+
+    with pytest.raises(ParityError, match="tile_budgets differs from the reference"):
+        gate(parts, tmp_path, spoil)
+
+
+def test_a_graph_without_its_scores_fails(parts, tmp_path):
+    def rename(traced):
+        for node in traced.graph:
+            for value in node.outputs:
+                if value.name == "token_saliency":
+                    value.name = "renamed"
+
+    with pytest.raises(ParityError, match="token_saliency"):
+        gate(parts, tmp_path, rename)
+
+
+@pytest.mark.parametrize(
+    ("gate_name", "error"),
+    [("lint", LintError), ("check_parity", ParityError), ("try_build", BuildError)],
+)
+def test_a_gate_that_fails_stops_the_export_and_nothing_is_written(
+    tiny_checkpoint, tmp_path, monkeypatch, gate_name, error
+):
+    def refuse(*arguments, **options):
+        raise error("no")
+
+    owner = tensorrt_rtx if gate_name == "try_build" else pipeline
+    monkeypatch.setattr(owner, gate_name, refuse)
+    config = ExportConfig(model=str(tiny_checkpoint("llama")), out=tmp_path / "out", keep=Fraction(1, 2), max_prompt=8)
+    if gate_name != "check_parity":
+        monkeypatch.setattr(pipeline, "check_parity", lambda *a, **k: [])
+    with pytest.raises(error, match="no"):
+        pipeline.export(config)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorrt_rtx_refuses_what_it_cannot_build_with_its_own_words(tmp_path):
+    tensor = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("TopK", ["x", "k"], ["y", "i"])],
+        "topk",
+        [tensor("x", onnx.TensorProto.INT32, [1, 9000])],
+        [tensor("i", onnx.TensorProto.INT64, [1, 3841])],
+        [onnx.numpy_helper.from_array(np.array([3841]), "k")],
+    )
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]), tmp_path / "topk.onnx")
+    with pytest.raises(BuildError, match=r"TensorRT-RTX refused topk.onnx; got .*3840"):
+        tensorrt_rtx.try_build(tmp_path / "topk.onnx")
+    (tmp_path / "noise.onnx").write_bytes(b"noise")
+    with pytest.raises(BuildError, match=r"noise\.onnx"):
+        tensorrt_rtx.try_build(tmp_path / "noise.onnx")

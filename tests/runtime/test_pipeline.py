@@ -1,0 +1,244 @@
+"""The pipeline around the graphs: what they are fed, in which order, and when it ends."""
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_bundle import HIDDEN, MAX_PROMPT, FakeBundle, embed, tokenizer
+from PIL import Image
+
+from ptp import Pipeline
+from ptp.errors import BackendError, BundleError, ConfigError, ImageError, PromptError, SchemaError
+from ptp.runtime.preprocess.tiles import make_tiles
+
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8))
+PREFIX, SUFFIX = "<s>[INST] ", "\nhi [/INST]"
+P, S, M = 8, 11, 30  # text tokens before and after the image (one per byte, one for <s>); packed length
+
+
+def ids(text: str) -> list[int]:
+    return tokenizer().encode(text).ids
+
+
+def fake(folder: Path, answer: str = "ok</s>", **changes: dict) -> FakeBundle:
+    return FakeBundle(folder, ids(answer), changes=changes)
+
+
+def pipeline(bundle: FakeBundle) -> Pipeline:
+    return Pipeline(bundle.bundle, bundle.load_graph)
+
+
+def test_answer_ends_at_the_end_token(tmp_path: Path) -> None:
+    answer = pipeline(fake(tmp_path)).generate(IMAGE, "hi")
+    assert (answer.text, answer.stop_reason, answer.num_visual_tokens) == ("ok", "eos", 5)
+    assert list(answer.token_ids) == ids("ok</s>")
+
+
+def test_vision_graph_is_fed_tiles_and_prompt(tmp_path: Path) -> None:
+    bundle = fake(tmp_path)
+    pipeline(bundle).generate(IMAGE, "hi", alpha=0.25)
+    (feeds,) = bundle.graphs["vision.onnx"].calls
+    text = ids(PREFIX) + ids(SUFFIX)
+    np.testing.assert_array_equal(feeds["pixel_values"][0], make_tiles(IMAGE, bundle.manifest.tiling).pixel_values)
+    assert feeds["image_sizes"].tolist() == [[8, 16]]
+    assert feeds["tile_grid"].tolist() == [[1, 2]]
+    assert feeds["alpha"].tolist() == [0.25]
+    assert feeds["prompt_mask"][0].tolist() == [i < P + S for i in range(MAX_PROMPT)]
+    assert np.flatnonzero(feeds["question_mask"][0]).tolist() == [P + 1, P + 2]
+    assert feeds["prefix_length"].tolist() == [P]
+    np.testing.assert_array_equal(feeds["prompt_embeds"][0, : P + S], embed(np.array(text)))
+    assert not feeds["prompt_embeds"][0, P + S :].any()
+
+
+def test_alpha_defaults_to_the_manifest(tmp_path: Path) -> None:
+    bundle = fake(tmp_path, pruning={"alpha": 0.75})
+    pipeline(bundle).encode(IMAGE, "hi")
+    assert bundle.graphs["vision.onnx"].calls[0]["alpha"].tolist() == [0.75]
+
+
+def test_features_stand_between_prefix_and_suffix_without_padding(tmp_path: Path) -> None:
+    bundle = fake(tmp_path)
+    pipeline(bundle).generate(IMAGE, "hi")
+    embeds = bundle.graphs["decoder.onnx"].calls[0]["inputs_embeds"][0]
+    np.testing.assert_array_equal(embeds[:P], embed(np.array(ids(PREFIX))))
+    np.testing.assert_array_equal(embeds[P : P + 5], np.tile(-np.arange(5.0)[:, None], (1, HIDDEN)))
+    np.testing.assert_array_equal(embeds[P + 5 :], embed(np.array(ids(SUFFIX))))
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("original", [*range(P), P, P + 3, P + 4, P + 9, P + 21, *range(P + M, P + M + S + 2)]),
+        ("compact", [*range(P + 5 + S + 2)]),
+    ],
+)
+def test_positions(policy: str, expected: list[int], tmp_path: Path) -> None:
+    bundle = fake(tmp_path, "abc", pruning={"positions": policy})
+    pipeline(bundle).generate(IMAGE, "hi", max_new_tokens=3)
+    calls = bundle.graphs["decoder.onnx"].calls
+    assert [position for call in calls for position in call["position_ids"][0].tolist()] == expected
+    # the cache that came back is what went in before
+    assert bundle.graphs["decoder.onnx"].returned[-1]["present.1.value"].value[0, 0, :, 0].tolist() == expected
+
+
+def test_cache_never_visits_the_host(tmp_path: Path) -> None:
+    bundle = fake(tmp_path, "abc")
+    pipeline(bundle).generate(IMAGE, "hi", max_new_tokens=4)
+    graph = bundle.graphs["decoder.onnx"]
+    assert len(graph.calls) == 4
+    for before, after in zip(graph.returned, graph.calls[1:], strict=False):
+        assert after["past_key_values.1.key"] is before["present.1.key"]
+    for outputs in graph.returned:
+        assert {name: x.copies for name, x in outputs.items() if x.copies} == {"logits": 1}
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_length_ends_the_answer_and_runs_no_step_in_vain(most: int, tmp_path: Path) -> None:
+    bundle = fake(tmp_path, "abcdef")
+    answer = pipeline(bundle).generate(IMAGE, "hi", max_new_tokens=most)
+    assert (answer.text, answer.stop_reason) == ("abcdef"[:most], "length")
+    assert len(bundle.graphs["decoder.onnx"].calls) == most
+
+
+def test_stop_text_ends_the_answer_and_is_not_shown(tmp_path: Path) -> None:
+    stream = pipeline(fake(tmp_path, "a#b##c")).stream(IMAGE, "hi", stop=("##",))
+    assert list(stream) == ["a", "#b"]
+    answer = stream.answer()
+    assert (answer.text, answer.stop_reason, len(answer.token_ids)) == ("a#b", "stop", 5)
+
+
+def test_held_back_text_is_shown_at_the_end(tmp_path: Path) -> None:
+    assert list(pipeline(fake(tmp_path, "a#</s>")).stream(IMAGE, "hi", stop=("##",))) == ["a", "#"]
+    stream = pipeline(fake(tmp_path, "né")).stream(IMAGE, "hi", max_new_tokens=2)
+    assert list(stream) == ["n", "\ufffd"]
+
+
+def test_characters_of_several_tokens_come_whole(tmp_path: Path) -> None:
+    assert list(pipeline(fake(tmp_path, "a猫😀</s>")).stream(IMAGE, "hi")) == ["a", "猫", "😀"]
+
+
+def test_seeded_sampling_repeats(tmp_path: Path) -> None:
+    pipe = pipeline(fake(tmp_path, "abcdef"))
+
+    def sample(seed: int) -> tuple[int, ...]:
+        return pipe.generate(IMAGE, "hi", temperature=1.0, seed=seed, max_new_tokens=8).token_ids
+
+    assert sample(1) == sample(1) != sample(2)
+
+
+def test_encode_returns_what_was_kept(tmp_path: Path) -> None:
+    visual = pipeline(fake(tmp_path)).encode(IMAGE, "hi")
+    assert (visual.count, visual.features.shape, visual.packed_length) == (5, (5, HIDDEN), M)
+    assert visual.positions.tolist() == [0, 3, 4, 9, 21]
+    assert visual.tile_budgets.tolist() == [2, 1, 2]
+    assert visual.tiles.grid == (1, 2)
+
+
+def test_bundles_without_instruction_need_no_question(tmp_path: Path) -> None:
+    bundle = fake(tmp_path, pruning={"instruction": "none"})
+    pipe = pipeline(bundle)
+    assert pipe.encode(IMAGE).count == 5
+    assert not bundle.graphs["embed.onnx"].calls
+    assert set(bundle.graphs["vision.onnx"].calls[0]) == {"pixel_values", "image_sizes", "tile_grid"}
+    assert pipe.generate(IMAGE, "hi").text == "ok"
+    with pytest.raises(ConfigError, match="alpha weighs the question, which this bundle does not look at"):
+        pipe.encode(IMAGE, alpha=0.5)
+
+
+def test_half_precision_is_fed_as_such(tmp_path: Path) -> None:
+    bundle = fake(tmp_path)
+    graphs = json.loads(bundle.manifest.graphs.model_dump_json().replace("float32", "float16"))
+    graphs["vision_encoder"]["inputs"][3]["dtype"] = "float32"
+    bundle.manifest = bundle.manifest.model_validate(json.loads(bundle.manifest.to_json()) | {"graphs": graphs})
+    assert pipeline(bundle).generate(IMAGE, "hi").text == "ok"  # the fakes check every dtype
+    assert bundle.graphs["decoder.onnx"].calls[0]["inputs_embeds"].dtype == np.float16
+
+
+def test_sequences_beyond_the_positions_are_refused(tmp_path: Path) -> None:
+    pipe = pipeline(fake(tmp_path, "a", language_model={"max_position_embeddings": P + M + S + 4}))
+    assert len(pipe.generate(IMAGE, "hi", max_new_tokens=5).token_ids) == 5
+    with pytest.raises(
+        PromptError, match=f"got {P + M + S} positions and 6 new tokens; expected at most {P + M + S + 4}"
+    ):
+        pipe.generate(IMAGE, "hi", max_new_tokens=6)
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
+def test_alpha_is_a_fraction(alpha: float, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected 0 to 1"):
+        pipeline(fake(tmp_path)).encode(IMAGE, "hi", alpha=alpha)
+
+
+def test_problems_show_before_the_first_piece_is_asked_for(tmp_path: Path) -> None:
+    pipe = pipeline(fake(tmp_path))
+    with pytest.raises(PromptError, match="this bundle chooses tokens by the question"):
+        pipe.encode(IMAGE)
+    with pytest.raises(PromptError, match="question is empty"):
+        pipe.stream(IMAGE, " ")
+    with pytest.raises(ImageError, match="missing"):
+        pipe.stream(tmp_path / "none.png", "hi")
+    with pytest.raises(ConfigError, match="top_p"):
+        pipe.stream(IMAGE, "hi", top_p=2.0)
+    with pytest.raises(ConfigError, match="stop"):
+        pipe.stream(IMAGE, "hi", stop="##")  # type: ignore[arg-type]
+
+
+def test_decoders_that_overflow_are_reported(tmp_path: Path) -> None:
+    bundle = fake(tmp_path)
+    decode = bundle.compute["decoder.onnx"]
+    bundle.compute["decoder.onnx"] = lambda feeds: decode(feeds) | {"logits": np.full((1, 1, 9), np.nan, np.float32)}
+    with pytest.raises(BackendError, match="not finite"):
+        pipeline(bundle).generate(IMAGE, "hi")
+
+
+def test_graphs_of_another_contract_are_refused_at_once(tmp_path: Path) -> None:
+    bundle = fake(tmp_path)
+    graphs = json.loads(bundle.manifest.graphs.model_dump_json())
+    graphs["vision_encoder"]["inputs"][0]["name"] = "pixels"
+    del graphs["vision_encoder"]["outputs"][2]
+    bundle.manifest = bundle.manifest.model_validate(json.loads(bundle.manifest.to_json()) | {"graphs": graphs})
+    with pytest.raises(SchemaError, match="unknown input pixels, no output num_valid"):
+        pipeline(bundle)
+    other = fake(tmp_path, language_model={"num_layers": 3})
+    with pytest.raises(SchemaError, match=r"no input past_key_values\.2\.key.*no output present\.2\.value"):
+        pipeline(other)
+
+
+def test_damaged_tokenizers_are_refused(tmp_path: Path) -> None:
+    bundle = fake(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(BundleError, match="is not a tokenizer"):
+        pipeline(bundle)
+
+
+def test_one_pipeline_serves_threads(tmp_path: Path) -> None:
+    pipe = pipeline(fake(tmp_path, "abcdefgh</s>"))
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: pipe.generate(IMAGE, "hi").text, range(12)))
+    assert answers == ["abcdefgh"] * 12
+
+
+def test_unknown_backends_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected onnxruntime"):
+        Pipeline.load(tmp_path, backend="tensorflow")
+    with pytest.raises(BundleError, match="is not a bundle"):
+        Pipeline.load(tmp_path)
+
+
+def test_runtime_loads_no_torch() -> None:
+    code = (
+        "import sys, ptp.runtime.cli, ptp.runtime.tables, ptp.runtime.picture, ptp.runtime.pipeline\n"
+        "import ptp.runtime.backends.onnxruntime\n"
+        "print(sorted({'torch', 'transformers', 'onnx', 'onnxscript', 'safetensors'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_command_line_starts_without_numpy() -> None:
+    code = "import sys, ptp.runtime.cli; print('numpy' in sys.modules, 'onnxruntime' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed == "False False\n"
