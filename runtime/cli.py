@@ -150,7 +150,9 @@ def hash_progress(show_after: float = SHOW_AFTER) -> Iterator[Progress]:
         show_after: seconds before the bar appears.
     """
     columns = (bars.TextColumn("verifying {task.description}"), bars.BarColumn(), bars.DownloadColumn())
-    progress = bars.Progress(*columns, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    # a log file gets nothing: Rich would write an empty line into it
+    progress = bars.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     started, tasks = time.monotonic(), dict[str, bars.TaskID]()
 
     def say(name: str, done: int, total: int) -> None:
@@ -163,5 +165,5 @@ def hash_progress(show_after: float = SHOW_AFTER) -> Iterator[Progress]:
     try:
         yield say
     finally:
-        if progress.live.is_started:  # else it would print an empty line
+        if progress.live.is_started:  # else this would print an empty line
             progress.stop()

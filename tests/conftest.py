@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import skimage
 from checkpoints import Geometry, write_checkpoint
 
 from ptp.demo import CHECKPOINT
@@ -55,3 +56,11 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
         return made[language_model]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def photos() -> dict[str, Path]:
+    """Real photographs from scikit-image's package (licences: demo/README.md)."""
+    folder = Path(skimage.__file__).parent / "data"
+    names = {"cat": "chelsea.png", "astronaut": "astronaut.png", "rocket": "rocket.jpg", "coffee": "coffee.png"}
+    return {name: folder / file for name, file in names.items()}

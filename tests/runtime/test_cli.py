@@ -163,10 +163,19 @@ def test_altered_bundles_are_refused(copied_bundle: Path, photo: Path, capsys: p
     assert "is not a bundle" in capsys.readouterr().err
 
 
-def test_progress_appears_only_when_it_takes_long(capsys: pytest.CaptureFixture[str]) -> None:
-    with hash_progress() as say:
+@pytest.mark.parametrize(
+    ("terminal", "show_after", "shown"), [(True, 0.0, True), (True, 3600.0, False), (False, 0.0, False)]
+)
+def test_progress_appears_on_terminals_when_it_takes_long(
+    terminal: bool,
+    show_after: float,
+    shown: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1" if terminal else "0")
+    with hash_progress(show_after) as say:
         say("model.onnx", 1, 2)
-    assert capsys.readouterr().err == ""
-    with hash_progress(show_after=0) as say:
-        say("model.onnx", 1, 2)
-    assert "verifying model.onnx" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert ("verifying model.onnx" in printed) == shown
+    assert shown or printed == ""

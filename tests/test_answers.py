@@ -1,0 +1,119 @@
+"""Answers of the runtime against transformers, token for token."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ptp import Pipeline
+from ptp.demo import CHECKPOINT
+from ptp.export.checkpoint import load_weights, open_checkpoint
+from ptp.export.config import ExportConfig
+from ptp.export.pipeline import export
+
+QUESTIONS = {
+    "cat": "What is in the picture?",
+    "astronaut": "Who is this, and what is behind her? Réponds en détail 😀",
+    "rocket": "[INST] is not a question [/INST]",
+    "coffee": "?",
+}
+TOKENS = 32
+
+
+def generate(checkpoint, image, question, *, stop=True):
+    """Return transformers' own greedy tokens for the unpruned model."""
+    opened = open_checkpoint(str(checkpoint), None, weights=True)
+    model = load_weights(opened, "fp32")
+    if not stop:
+        model.generation_config.eos_token_id = None
+    content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+    inputs = opened.processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    with torch.inference_mode():
+        out = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+    return out[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("photo", QUESTIONS)
+def test_the_demo_at_keep_one_answers_as_transformers_does(full_bundle, photos, photo):
+    expected = generate(CHECKPOINT, Image.open(photos[photo]), QUESTIONS[photo])
+    answer = Pipeline.load(full_bundle).generate(photos[photo], QUESTIONS[photo], max_new_tokens=TOKENS)
+    assert list(answer.token_ids) == expected
+
+
+@pytest.fixture(scope="module")
+def unpruned(tiny_checkpoint, tmp_path_factory):
+    """Pipelines over tiny random checkpoints at keep 1, whose answers do not end by themselves."""
+    made = {}
+
+    def get(language_model):
+        if language_model not in made:
+            out = tmp_path_factory.mktemp("unpruned") / language_model
+            export(
+                ExportConfig(
+                    model=str(tiny_checkpoint(language_model)),
+                    out=out,
+                    keep=Fraction(1),
+                    instruction="none",
+                    max_prompt=128,
+                )
+            )
+            made[language_model] = Pipeline.load(out)
+        return made[language_model]
+
+    return get
+
+
+@pytest.mark.parametrize("language_model", ["llama", "mistral", "qwen2"])
+def test_every_language_model_answers_as_transformers_does(unpruned, tiny_checkpoint, photos, language_model):
+    for photo, question in QUESTIONS.items():
+        expected = generate(tiny_checkpoint(language_model), Image.open(photos[photo]), question)
+        answer = unpruned(language_model).generate(photos[photo], question, max_new_tokens=TOKENS)
+        assert list(answer.token_ids) == expected
+        assert len(set(expected)) > 3, "an answer that shows nothing"
+
+
+def test_a_pruned_answer_is_transformers_language_model_on_the_kept_rows(demo_bundle, photos):
+    """Rows of `get_image_features` at the kept positions, spliced by hand, every step computed from the beginning."""
+    pipeline = Pipeline.load(demo_bundle)
+    question = QUESTIONS["cat"]
+    visual = pipeline.encode(photos["cat"], question)
+    assert 0 < visual.count < visual.packed_length / 2
+
+    opened = open_checkpoint("demo", None, weights=True)
+    model = load_weights(opened, "fp32")
+    content = [{"type": "image", "image": Image.open(photos["cat"])}, {"type": "text", "text": question}]
+    inputs = opened.processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True,
+        return_tensors="pt",
+    )  # fmt: skip
+    ids = inputs["input_ids"][0]
+    is_image = ids == model.config.image_token_id
+    kept = torch.from_numpy(visual.positions)
+    with torch.inference_mode():
+        features = model.get_image_features(inputs["pixel_values"], inputs["image_sizes"]).pooler_output[0]
+        embeds = model.get_input_embeddings()(ids)
+        embeds[is_image] = features
+        image_rows = torch.nonzero(is_image).flatten()
+        rows = torch.cat([torch.nonzero(~is_image).flatten(), image_rows[kept]]).sort().values
+        embeds, positions = embeds[rows], rows.clone()
+        expected = []
+        for _ in range(TOKENS):
+            logits = model.lm_head(
+                model.model.language_model(inputs_embeds=embeds[None], position_ids=positions[None]).last_hidden_state
+            )[0, -1]
+            expected.append(int(logits.argmax()))
+            if expected[-1] in pipeline.manifest.prompting.eos_token_ids:
+                break
+            embeds = torch.cat([embeds, model.get_input_embeddings()(torch.tensor(expected[-1:]))])
+            positions = torch.cat([positions, positions[-1:] + 1])
+    answer = pipeline.generate(photos["cat"], question, max_new_tokens=TOKENS)
+    assert list(answer.token_ids) == expected
+    assert np.array_equal(visual.positions, np.unique(visual.positions))
