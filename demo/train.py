@@ -2,7 +2,7 @@
 
 The model memorises the questions and answers of `photos.py`. Some visual tokens are hidden in training, so that
 answers survive pruning. A second, throw-away head names the photograph from each tile's CLS embedding: without it
-nothing would train the CLS attention, which the token and region saliency of PTP read.
+hardly anything would train the CLS attention, which the token and region saliency of PTP read.
 """
 
 import argparse

@@ -36,6 +36,7 @@ class Geometry:
     vision_layers: int = 12
     vision_hidden: int = 48
     vision_heads: int = 4
+    vision_intermediate: int = 96
     hidden: int = 64
     layers: int = 2
     heads: int = 8
@@ -84,7 +85,7 @@ def write_checkpoint(folder: Path, geometry: Geometry, *, seed: int = 0, dtype: 
     )
     vision = CLIPVisionConfig(
         hidden_size=geometry.vision_hidden,
-        intermediate_size=2 * geometry.vision_hidden,
+        intermediate_size=geometry.vision_intermediate,
         num_hidden_layers=geometry.vision_layers,
         num_attention_heads=geometry.vision_heads,
         image_size=geometry.tile,

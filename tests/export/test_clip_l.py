@@ -1,0 +1,40 @@
+"""The real geometry: CLIP-L/336, 24 layers, 5 tiles of 576 tokens. Minutes and gigabytes, so marked slow."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from checkpoints import Geometry, write_checkpoint
+
+from ptp.bundle import open_bundle
+
+CLIP_L = Geometry(
+    tile=336,
+    patch=14,
+    vision_layers=24,
+    vision_hidden=1024,
+    vision_heads=16,
+    vision_intermediate=4096,
+    hidden=1024,
+    layers=2,
+    heads=16,
+    kv_heads=4,
+)
+
+
+@pytest.mark.slow
+def test_clip_l_336_exports_through_every_gate(tmp_path: Path):
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", CLIP_L)
+    out = tmp_path / "out"
+    arguments = ["export", "--model", str(checkpoint), "--keep", "0.25", "--out", str(out)]
+    command = [sys.executable, "-c", "from ptp.cli import main; main()", *arguments]
+    subprocess.run(command, check=True)
+    manifest = open_bundle(out).manifest
+    assert manifest.pruning.levels.model_dump() == {"thumbnail": 144, "crops": 576, "newline": 72}
+    assert manifest.pruning.num_kept == 792
+    assert manifest.pruning.saliency_layer == 10  # the paper's 11th block
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    print(json.dumps({"peak_gib": round(peak, 2), "parity": manifest.parity.model_dump()}))
