@@ -23,7 +23,7 @@ def export(
     model: Annotated[str, Opt(help="short name (demo, llava-next, …), Hugging Face id, or checkpoint folder")] = "demo",
     keep: Annotated[str | None, Opt(help="fraction of visual tokens kept, 0 < keep ≤ 1")] = None,
     reduction: Annotated[str | None, Opt(help="fraction dropped; the same as --keep 1 − R")] = None,
-    out: Annotated[Path | None, Opt(help="bundle to write  [default: <model>-keep<R>]")] = None,
+    out: Annotated[Path | None, Opt(help="bundle to write (default: <model>-keep<R>)")] = None,
     instruction: Annotated[Instruction, Opt(help="how the question takes part in the choice")] = "similarity",
     alpha: Annotated[float, Opt(help="default weight of the question, 0 to 1")] = 0.5,
     dtype: Annotated[Precision, Opt(help="type of weights, inputs and outputs")] = "fp32",
@@ -59,7 +59,7 @@ def export(
         revision=revision,
         force=force,
     )
-    console = Console()
+    console = Console(highlight=False, soft_wrap=True)
     if dry_run:
         checkpoint = open_checkpoint(config.model, config.revision, weights=False)
         _print_plan(console, make_plan(config, checkpoint), checkpoint)
@@ -68,13 +68,12 @@ def export(
         bundle = run_export(config, progress)
     manifest = bundle.manifest
     total = sum(entry.bytes for entry in manifest.files.values())
-    console.print(f"[bold]{bundle.folder}[/bold]  {human_bytes(total)}", highlight=False)
-    console.print(budget_line(manifest.pruning, manifest.tiling), highlight=False)
+    console.print(f"[bold]{bundle.folder}[/bold]  {human_bytes(total)}")
+    console.print(budget_line(manifest.pruning, manifest.tiling))
     console.print(
         f"checked on {len(manifest.parity.images)} images: kept tokens equal the reference, features within "
         f"{manifest.parity.max_feature_difference:.1e} of transformers; TensorRT-RTX "
-        + (f"{manifest.parity.tensorrt_rtx} builds it" if manifest.parity.tensorrt_rtx else "not installed, not tried"),
-        highlight=False,
+        + (f"{manifest.parity.tensorrt_rtx} builds it" if manifest.parity.tensorrt_rtx else "not installed, not tried")
     )
 
 
@@ -111,12 +110,16 @@ def _print_plan(console: Console, plan: "Plan", checkpoint: Any) -> None:
         f"memory, estimated: export {human_bytes(sizes.export)}, run on the CPU {human_bytes(sizes.run)}",
     ]
     for line in lines:
-        console.print(line, highlight=False)
+        console.print(line)
 
 
 @contextmanager
 def _progress() -> Iterator[Any]:
-    """Yield a callback that shows each step on stderr, with a bar where the amount is known."""
+    """Yield a callback that shows each step on stderr, with a bar where the amount is known; silent in a log file."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda what, done, total: None
+        return
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -124,7 +127,7 @@ def _progress() -> Iterator[Any]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("starting", total=None)
 
         def say(what: str, done: int | None, total: int | None) -> None:

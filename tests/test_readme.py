@@ -1,0 +1,41 @@
+"""The README's commands and code run as written, in an empty folder with a photograph."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ptp.cli import main
+from ptp.export.checkpoint import SHORT_NAMES
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def block(language: str, heading: str) -> str:
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    found = re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)
+    assert found
+    return found[1]
+
+
+def test_the_commands_and_the_code_of_use(tmp_path, photos, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.open(photos["cat"]).save("photo.jpg")
+    for line in block("sh", "Use").splitlines():
+        program, *arguments = shlex.split(line)
+        with pytest.raises(SystemExit) as end:
+            main(["export", *arguments] if program == "ptp-export" else arguments)
+        assert end.value.code == 0, line
+    out = capsys.readouterr().out
+    assert "cat" in out
+    assert Path("kept.png").exists()
+    exec(block("python", "Use"), {})
+    assert "cat" in capsys.readouterr().out
+
+
+def test_the_table_of_short_names_is_the_code():
+    rows = re.findall(r"^\| (`.*?) \| (\S+)", README, re.MULTILINE)
+    listed = {name.strip("` "): target for names, target in rows for name in names.split(",")}
+    assert {name: target for name, target in listed.items() if name != "demo"} == SHORT_NAMES
