@@ -1,4 +1,4 @@
-"""Image sizes on which a vision graph is compared with its oracle: every grid, padding on each side, and extremes."""
+"""Images on which a vision graph is compared with its oracle: every grid, padding on each side, and extremes."""
 
 from collections.abc import Sequence
 
@@ -11,42 +11,50 @@ MIN_SIZES = 8
 SCALES = (1.0, 0.6, 1.7)
 STRETCHES = (1.0, 0.83, 1.21, 0.93, 1.09)
 
+Size = tuple[int, int]
+Padding = tuple[bool, bool]
+"""Whether unpadding removes rows, and whether it removes columns."""
 
-def gate_sizes(grids: Sequence[Grid], tile_size: int, side: int) -> list[tuple[int, int]]:
+
+def gate_sizes(grids: Sequence[Grid], tile_size: int, side: int) -> list[Size]:
     """Return image sizes (height, width), at least 8.
 
-    For each grid that any image gets: one that fills it, one padded at top and bottom, one padded at left and right,
-    where such exist; then one so wide and one so tall that unpadding leaves no crop token.
+    Every grid that any image gets has two, of different padding where there are such: images that fill the grid, that
+    are padded at top and bottom, and that are padded at left and right take turns. Then come one so wide and one so
+    tall that unpadding may leave no crop token, and more of the first kind if these are few.
 
     Args:
         grids: crop grids (rows, columns).
         tile_size: side of a tile in pixels.
         side: visual tokens on a side of a tile.
     """
-    sizes: list[tuple[int, int]] = []
-    spare: list[tuple[int, int]] = []
-    for grid in grids:
-        kinds: set[tuple[bool, bool]] = set()
-        for height, width in _candidates(grid, tile_size):
-            if choose_grid(height, width, grids, tile_size) != grid:
-                continue
-            padding = PackedLayout(height=height, width=width, grid=grid, side=side).padding
-            kind = (padding[0] > 0, padding[1] > 0)
-            (spare if kind in kinds else sizes).append((height, width))
-            kinds.add(kind)
-    sizes += [(2, 9 * tile_size), (9 * tile_size, 2)]
-    return list(dict.fromkeys(sizes + spare[: max(0, MIN_SIZES - len(sizes))]))
+    chosen: list[Size] = []
+    spare: list[Size] = []
+    for number, grid in enumerate(grids):
+        by_padding = _candidates(grid, grids, tile_size, side)
+        kinds = [kind for kind in ((False, False), (True, False), (False, True)) if by_padding.get(kind)]
+        turn = number % len(kinds) if kinds else 0
+        kinds = kinds[turn:] + kinds[:turn]
+        chosen += [by_padding[kind][0] for kind in kinds[:2]]
+        spare += [by_padding[kind][0] for kind in kinds[2:]]
+        spare += [size for kind in kinds for size in by_padding[kind][1:]]
+    chosen += [(2, 9 * tile_size), (9 * tile_size, 2)]
+    return list(dict.fromkeys(chosen + spare[: max(0, MIN_SIZES - len(chosen))]))
 
 
-def _candidates(grid: Grid, tile_size: int) -> list[tuple[int, int]]:
-    return [
-        (round(grid[0] * tile_size * scale * stretch), round(grid[1] * tile_size * scale))
-        for scale in SCALES
-        for stretch in STRETCHES
-    ]
+def _candidates(grid: Grid, grids: Sequence[Grid], tile_size: int, side: int) -> dict[Padding, list[Size]]:
+    """Return sizes of images that get a grid, by the padding they have there."""
+    found: dict[Padding, list[Size]] = {}
+    for scale in SCALES:
+        for stretch in STRETCHES:
+            height, width = round(grid[0] * tile_size * scale * stretch), round(grid[1] * tile_size * scale)
+            if choose_grid(height, width, grids, tile_size) == grid:
+                rows, columns = PackedLayout(height=height, width=width, grid=grid, side=side).padding
+                found.setdefault((rows > 0, columns > 0), []).append((height, width))
+    return found
 
 
-def gate_image(size: tuple[int, int], seed: int) -> NDArray[np.uint8]:
+def gate_image(size: Size, seed: int) -> NDArray[np.uint8]:
     """Return an image (height, width, 3) of soft blobs and noise: crops and patches that differ in what they show."""
     random = np.random.default_rng(seed)
     height, width = size

@@ -17,8 +17,8 @@ class Oracle:
 
     Attributes:
         features: (M, H) float32, `get_image_features`.
-        token_saliency: (tiles, N) float32, CLS row of `output_attentions`, mean over heads.
-        region_weights: (tiles − 1,) float32 over all real tiles, without regard to padding.
+        token_saliency: (tiles, N) float32, CLS row of the eager attention, mean over heads.
+        region_cosines: (tiles − 1,) float32, cosine of each crop's CLS with the thumbnail's.
         relevance: (tiles, N) float32, cosine with the question's embeddings, or None.
     """
 
@@ -46,12 +46,10 @@ def ask_transformers(
         question_embeds: (questions, H) input embeddings of the question's tokens, or None.
     """
     pixels = torch.from_numpy(pixel_values).to(model.dtype)
-    with torch.inference_mode():
+    with torch.inference_mode(), _watched(model.model.vision_tower, saliency_layer) as seen:
         features = model.get_image_features(pixels[None], torch.tensor([image_size])).pooler_output[0]
-        with _eager(model.model.vision_tower) as tower:
-            seen = tower(pixels, output_attentions=True, output_hidden_states=True)
         layers = model.config.vision_feature_layer
-        states = [seen.hidden_states[k] for k in ([layers] if isinstance(layers, int) else layers)]
+        states = [seen["hidden_states"][k] for k in ([layers] if isinstance(layers, int) else layers)]
         hidden = torch.cat(states, dim=-1).float()
         cls = torch.nn.functional.normalize(hidden[:, 0], dim=-1)
         relevance = None
@@ -62,18 +60,31 @@ def ask_transformers(
             relevance = torch.einsum("tnh,qh->tnq", visual, question).amax(dim=-1).float().numpy()
         return Oracle(
             features=features.float().numpy(),
-            token_saliency=seen.attentions[saliency_layer].float()[:, :, 0, 1:].mean(dim=1).numpy(),
+            token_saliency=seen["attention"].float()[:, :, 0, 1:].mean(dim=1).numpy(),
             region_cosines=(cls[1:] @ cls[0]).numpy(),
             relevance=relevance,
         )
 
 
 @contextmanager
-def _eager(tower: Any) -> Iterator[Any]:
-    """Yield the tower with eager attention, the only form that returns attentions."""
+def _watched(tower: Any, layer: int) -> Iterator[dict[str, Any]]:
+    """Yield what the tower computes on its next call: `hidden_states`, and `attention` (tiles, heads, s, s) of a layer.
+
+    Attention runs in its eager form, the only one that returns its weights. Hooks take those of the one layer:
+    `output_attentions` would hold all layers' at once, 2.5 GiB for CLIP-L on five tiles.
+    """
+    seen: dict[str, Any] = {}
+    hooks = [
+        tower.register_forward_hook(lambda _, __, output: seen.update(hidden_states=output.hidden_states)),
+        tower.encoder.layers[layer].self_attn.register_forward_hook(
+            lambda _, __, output: seen.update(attention=output[1])
+        ),
+    ]
     before = tower.config._attn_implementation
     tower.set_attn_implementation("eager")
     try:
-        yield tower
+        yield seen
     finally:
         tower.set_attn_implementation(before)
+        for hook in hooks:
+            hook.remove()
