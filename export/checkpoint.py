@@ -44,14 +44,6 @@ SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 WEIGHTS = ["*.safetensors"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
-TOKENIZER_PROBES = (
-    "USER: What is this? ASSISTANT:",
-    "  two  spaces\n\nlines",
-    "Ünïcödé – 日本語 😀",
-    "x<image>\ny",
-    "",
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
@@ -125,17 +117,15 @@ class Checkpoint:
         if not (folder / "preprocessor_config.json").exists():
             self.processor.image_processor.to_json_file(folder / "preprocessor_config.json")
         template = self.processor.chat_template
+        if isinstance(template, dict):  # several templates by name
+            template = template.get("default")
         if not isinstance(template, str):
             raise CheckpointError(f"{self.id} has no chat template", do="add chat_template.jinja to the checkpoint")
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
         backend = self.processor.tokenizer.backend_tokenizer
         file = folder / "tokenizer.json"
-        if not file.exists() or not _same_ids(Tokenizer.from_file(str(file)), backend):
+        if not file.exists() or Tokenizer.from_file(str(file)).to_str() != backend.to_str():
             backend.save(str(file))  # the ids that transformers gives are the ones the model was trained with
-
-
-def _same_ids(one: Tokenizer, other: Tokenizer) -> bool:
-    return all(one.encode(text).ids == other.encode(text).ids for text in TOKENIZER_PROBES)
 
 
 def open_checkpoint(model: str, revision: str | None, *, weights: bool) -> Checkpoint:
@@ -150,6 +140,8 @@ def open_checkpoint(model: str, revision: str | None, *, weights: bool) -> Check
         CheckpointError: it cannot be found or read, or its family is not supported.
     """
     folder, name, commit = _locate(model, revision, weights=weights)
+    if revision is not None and commit is None:
+        raise CheckpointError("a revision is of a Hugging Face id", got=f"--revision {revision} with {model}")
     try:
         model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:

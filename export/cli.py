@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ptp.bundle.manifest import Instruction, NewlinePolicy, PositionPolicy, Precision
@@ -24,8 +25,8 @@ def export(
     keep: Annotated[str | None, Opt(help="fraction of visual tokens kept, 0 < keep ≤ 1")] = None,
     reduction: Annotated[str | None, Opt(help="fraction dropped; the same as --keep 1 − R")] = None,
     out: Annotated[Path | None, Opt(help="bundle to write (default: <model>-keep<R>)")] = None,
-    instruction: Annotated[Instruction, Opt(help="how the question takes part in the choice")] = "similarity",
-    alpha: Annotated[float, Opt(help="default weight of the question, 0 to 1")] = 0.5,
+    instruction: Annotated[Instruction, Opt(help="how the question takes part in the choice")] = "attention",
+    alpha: Annotated[float | None, Opt(help="default weight of the question, 0 to 1 (default: 0.5)")] = None,
     dtype: Annotated[Precision, Opt(help="type of weights, inputs and outputs")] = "fp32",
     max_prompt: Annotated[int, Opt(help="most text tokens of a prompt, template included")] = 256,
     newline: Annotated[NewlinePolicy, Opt(help="row separators: keep all, or drop all")] = "keep",
@@ -68,7 +69,7 @@ def export(
         bundle = run_export(config, progress)
     manifest = bundle.manifest
     total = sum(entry.bytes for entry in manifest.files.values())
-    console.print(f"[bold]{bundle.folder}[/bold]  {human_bytes(total)}")
+    console.print(f"[bold]{escape(str(bundle.folder))}[/bold]  {human_bytes(total)}")
     console.print(budget_line(manifest.pruning, manifest.tiling))
     console.print(
         f"checked on {len(manifest.parity.images)} images: kept tokens equal the reference, features within "
@@ -95,7 +96,7 @@ def _print_plan(console: Console, plan: "Plan", checkpoint: Any) -> None:
     tiling, text = plan.tiling, plan.language_model
     grids = ", ".join(f"{rows}x{columns}" for rows, columns in tiling.grids)
     lines = [
-        f"[bold]{checkpoint.id}[/bold]  {checkpoint.config.model_type}, {plan.config.precision}",
+        f"[bold]{escape(checkpoint.id)}[/bold]  {checkpoint.config.model_type}, {plan.config.precision}",
         budget_line(plan.pruning, tiling),
         f"tiles: T = {tiling.max_tiles} of {tiling.tile_size}×{tiling.tile_size} pixels, "
         f"N = {tiling.tokens_per_tile} tokens each; grids {grids}",

@@ -9,6 +9,9 @@ from ptp.anyres import Grid
 from ptp.bundle.manifest import Instruction, NewlinePolicy, PositionPolicy, Precision
 from ptp.errors import ConfigError
 
+DEFAULT_ALPHA = 0.5
+"""α of the paper."""
+
 REGION_TEMPERATURE = 0.1
 """τ of the softmax over crops; our choice, the paper does not state one."""
 
@@ -24,7 +27,7 @@ class ExportConfig:
         out: folder to write.
         keep: fraction of visual tokens kept, 0 < keep ≤ 1.
         instruction: how the question takes part in the choice.
-        alpha: default weight of the question, 0 to 1.
+        alpha: default weight of the question, 0 to 1; 0.5 if None. Not with `instruction="none"`.
         precision: fp32 or fp16 weights, inputs and outputs.
         max_prompt: most text tokens of a prompt, template included.
         newline: keep every row separator, or drop them all.
@@ -41,8 +44,8 @@ class ExportConfig:
     model: str
     out: Path
     keep: Fraction
-    instruction: Instruction = "similarity"
-    alpha: float = 0.5
+    instruction: Instruction = "attention"
+    alpha: float | None = None
     precision: Precision = "fp32"
     max_prompt: int = 256
     newline: NewlinePolicy = "keep"
@@ -57,11 +60,9 @@ class ExportConfig:
             raise ConfigError(
                 "--keep is a fraction of the visual tokens", got=float(self.keep), expected="0 < keep ≤ 1"
             )
-        if self.instruction == "attention":
-            raise ConfigError(
-                "--instruction attention is not available yet", expected="similarity or none", do="use similarity"
-            )
-        if not 0 <= self.alpha <= 1:
+        if self.instruction == "none" and self.alpha is not None:
+            raise ConfigError("--alpha weighs the question, and --instruction none does not look at it")
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
             raise ConfigError("--alpha is the weight of the question", got=self.alpha, expected="0 to 1")
         if not 1 <= self.max_prompt <= 8192:
             raise ConfigError("--max-prompt is a number of text tokens", got=self.max_prompt, expected="1 to 8192")

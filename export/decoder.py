@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from ptp.export.language import additive_mask, attention_windows
+
 
 class EmbedGraph(nn.Module):
     """input_ids (B, S) → inputs_embeds (B, S, H)."""
@@ -33,8 +35,8 @@ class DecoderGraph(nn.Module):
         self.lm_head = model.lm_head
         text = self.language_model.config
         self.num_layers: int = text.num_hidden_layers
-        # Mistral slides in every layer when it has a window, Qwen2 in the layers that layer_types names
-        self.window: int | None = getattr(text, "sliding_window", None)
+        windows = attention_windows(text)
+        self.window = next((window for window in windows if window is not None), None)
         self.masks_by_type: bool = text.model_type == "qwen2"
 
     def forward(
@@ -78,8 +80,7 @@ class DecoderGraph(nn.Module):
 
     @staticmethod
     def _additive(allowed: Tensor, attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
-        allowed = allowed[None, None] & (attention_mask[:, None, None, :] != 0)  # (B, 1, S, total)
-        return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
+        return additive_mask(allowed[None, None] & (attention_mask[:, None, None, :] != 0), dtype)  # (B, 1, S, total)
 
 
 def _filled(keys: Tensor, values: Tensor) -> DynamicLayer:

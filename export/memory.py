@@ -5,12 +5,18 @@ from typing import Any
 
 import torch
 
+from ptp.engines import tensorrt_rtx
 from ptp.export.checkpoint import DTYPES, Checkpoint
 from ptp.export.decoder import DecoderGraph, EmbedGraph
 from ptp.export.plan import Plan
+from ptp.export.vision import build_vision_graph
 
 BASE_BYTES = 750 << 20
 """Python with torch, transformers, onnx and ONNX Runtime imported, and a traced graph."""
+
+RTX_BASE_BYTES = 400 << 20
+RTX_WEIGHT_COPIES = 3
+"""What TensorRT-RTX's builder holds in its own process: libraries, and the graph's weights about three times."""
 
 RUNTIME_BASE_BYTES = 120 << 20
 """Python with ONNX Runtime, numpy, Pillow and tokenizers."""
@@ -40,9 +46,10 @@ class Sizes:
 def estimate(plan: Plan, checkpoint: Checkpoint) -> Sizes:
     """Estimate sizes from the configuration alone.
 
-    An export holds all weights once, the vision graph's a second time while ONNX Runtime compares it with the loaded
-    model, and the encoder's activations on top. A run holds all weights, the cache and the encoder's activations;
-    ONNX Runtime on the CPU computes float16 graphs with float32 copies of their weights.
+    An export holds all weights once; on top, one after the other, come ONNX Runtime with the vision graph and its
+    activations, compared with the loaded model, and TensorRT-RTX's builder where it is installed. A run holds all
+    weights, the cache and the encoder's activations; ONNX Runtime on the CPU computes float16 graphs with float32
+    copies of their weights.
     """
     itemsize = DTYPES[plan.config.precision].itemsize
     with torch.device("meta"):
@@ -50,7 +57,7 @@ def estimate(plan: Plan, checkpoint: Checkpoint) -> Sizes:
     vision, embed, decoder = (
         itemsize * _parameters(module)
         for module in (
-            checkpoint.adapter.build_encoder(model, plan.saliency_layer),
+            build_vision_graph(plan, checkpoint, model),
             EmbedGraph(model),
             DecoderGraph(model),
         )
@@ -60,12 +67,15 @@ def estimate(plan: Plan, checkpoint: Checkpoint) -> Sizes:
     cache = 2 * text.num_layers * text.num_kv_heads * text.head_dim * itemsize * tokens
     activations = _vision_activations(plan, checkpoint)
     compute = 2 if plan.config.precision == "fp16" else 1
+    loaded = BASE_BYTES + itemsize * _parameters(model)
+    parity = (1 + compute) * vision + 2 * activations
+    build = RTX_BASE_BYTES + RTX_WEIGHT_COPIES * vision if tensorrt_rtx.is_installed() else 0
     return Sizes(
         vision=vision,
         embed=embed,
         decoder=decoder,
         cache=cache,
-        export=BASE_BYTES + itemsize * _parameters(model) + (1 + compute) * vision + 2 * activations,
+        export=loaded + max(parity, build),
         run=RUNTIME_BASE_BYTES + (1 + (compute - 1) * 2) * (vision + embed + decoder) + cache + activations,
     )
 

@@ -25,7 +25,7 @@ from ptp.export.lint import lint
 from ptp.export.plan import Plan, make_plan
 from ptp.export.specs import GraphIO
 from ptp.export.to_onnx import save, trace
-from ptp.export.vision import VisionGraph
+from ptp.export.vision import build_vision_graph
 
 Progress = Callable[[str, int | None, int | None], None]
 """Called with what is being done, and how much of it is done where that is known."""
@@ -106,8 +106,7 @@ def _export_vision(
     """Write the vision graph and put it through the three gates."""
     size = plan.tiling.tile_size
     model.config.image_grid_pinpoints = [[rows * size, columns * size] for rows, columns in plan.tiling.grids]
-    encoder = checkpoint.adapter.build_encoder(model, plan.saliency_layer)
-    graph = VisionGraph(encoder, plan.schedule, plan.config.instruction, plan.region_temperature)
+    graph = build_vision_graph(plan, checkpoint, model)
     spec = _write(graph, plan.vision_io, "vision_encoder", plan, stage, say, static=True)
     gc.collect()
     path = stage / spec.file

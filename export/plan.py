@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ptp.bundle.manifest import LanguageModel, Pruning, Tiling
 from ptp.errors import ConfigError
 from ptp.export.checkpoint import Checkpoint
-from ptp.export.config import REGION_TEMPERATURE, ExportConfig
+from ptp.export.config import DEFAULT_ALPHA, REGION_TEMPERATURE, ExportConfig
 from ptp.export.lint import TOPK_LIMIT
 from ptp.export.specs import GraphIO, decoder_io, embed_io, vision_io
 from ptp.ptp_graph.schedule import Schedule
@@ -39,13 +39,19 @@ class Plan:
             levels=self.schedule.levels,
             num_kept=self.schedule.num_kept,
             instruction=self.config.instruction,
-            alpha=self.config.alpha,
+            alpha=self._alpha,
             saliency_layer=self.saliency_layer,
             region="cls_cosine",
             region_temperature=self.region_temperature,
             newline=self.config.newline,
             positions=self.config.positions,
         )
+
+    @property
+    def _alpha(self) -> float:
+        if self.config.instruction == "none":
+            return 0.0
+        return DEFAULT_ALPHA if self.config.alpha is None else self.config.alpha
 
     @property
     def vision_io(self) -> GraphIO:

@@ -1,16 +1,19 @@
 """The vision graph: encoder, pruning and packing as one static module."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ptp.bundle.manifest import Instruction
 from ptp.export.adapters.base import TileEncoder
+from ptp.export.checkpoint import Checkpoint
+from ptp.export.language import EarlyBlocks
+from ptp.export.plan import Plan
 from ptp.ptp_graph.allocate import allocate, quantise
 from ptp.ptp_graph.fuse import fuse, minmax
-from ptp.ptp_graph.packing import packed_slots
-from ptp.ptp_graph.relevance import cosine_relevance
+from ptp.ptp_graph.packing import PackedSlots, packed_slots
+from ptp.ptp_graph.relevance import attention_relevance, cosine_relevance, instruction_sequence
 from ptp.ptp_graph.saliency import region_weights
 from ptp.ptp_graph.schedule import Schedule
 from ptp.ptp_graph.select import Selection, select, top_tokens
@@ -24,16 +27,23 @@ class VisionGraph(nn.Module):
         schedule: the static sizes.
         instruction: how the question takes part.
         region_temperature: τ of the softmax over crops.
+        early_blocks: the language model's first blocks, for the instruction mode `attention` alone.
     """
 
     def __init__(
-        self, encoder: TileEncoder, schedule: Schedule, instruction: Instruction, region_temperature: float
+        self,
+        encoder: TileEncoder,
+        schedule: Schedule,
+        instruction: Instruction,
+        region_temperature: float,
+        early_blocks: EarlyBlocks | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.schedule = schedule
         self.instruction = instruction
         self.region_temperature = region_temperature
+        self.early_blocks = early_blocks
 
     def forward(
         self,
@@ -48,8 +58,8 @@ class VisionGraph(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Return image_features, image_positions, num_valid, tile_budgets, packed_length, then the probes.
 
-        Inputs are those of `export/specs.py`; `prefix_length` is part of every instruction mode's contract and read
-        by `attention` alone.
+        Inputs are those of `export/specs.py`; `prefix_length` is part of every instruction mode's contract, though
+        `similarity` does not read it.
 
         The probes are the three scores that the choice depends on: token_saliency (B, T, N), region_weights
         (B, T − 1) and, with an instruction, relevance (B, T, N). They are outputs of the traced graph only; the
@@ -73,12 +83,9 @@ class VisionGraph(nn.Module):
             scores = minmax(saliency, valid)
         else:
             assert alpha is not None
-            assert prompt_embeds is not None
-            assert prompt_mask is not None
-            assert question_mask is not None
             # every token is scored against the question, so all are projected here and gathered after
             features = self.encoder.project(features)  # (B, T, N, H)
-            relevance = cosine_relevance(features.flatten(1, 2), prompt_embeds, question_mask & prompt_mask)
+            relevance = self._relevance(features, slots, prompt_embeds, prompt_mask, question_mask, prefix_length)
             relevance = relevance.reshape(valid.shape)  # (B, T, N)
             scores = fuse(saliency, relevance, alpha, valid)
             probes.append(relevance)
@@ -87,6 +94,32 @@ class VisionGraph(nn.Module):
         kept = self._gather(features, selection)
         length = slots.length.squeeze(-1).to(torch.int64)
         return (kept, selection.positions, selection.num_valid, budgets, length, *probes)
+
+    def _relevance(
+        self,
+        features: Tensor,
+        slots: PackedSlots,
+        prompt_embeds: Tensor | None,
+        prompt_mask: Tensor | None,
+        question_mask: Tensor | None,
+        prefix_length: Tensor | None,
+    ) -> Tensor:
+        """Return (B, T·N): what each visual token matters to the question."""
+        assert prompt_embeds is not None
+        assert prompt_mask is not None
+        assert question_mask is not None
+        assert prefix_length is not None
+        question_mask = question_mask & prompt_mask
+        visual = features.flatten(1, 2)  # (B, T·N, H)
+        if self.early_blocks is None:
+            return cosine_relevance(visual, prompt_embeds, question_mask)
+        newlines = self.encoder.newline.expand(visual.shape[0], self.schedule.num_newlines, -1)
+        visual = torch.cat([visual, newlines], dim=1)  # (B, P, H)
+        sequence = instruction_sequence(prompt_embeds, prompt_mask, prefix_length, visual, slots)
+        rows = prompt_embeds.shape[1]
+        query, keys, allowed = self.early_blocks(sequence, rows)
+        relevance = attention_relevance(query, keys, allowed, question_mask)  # (B, L + P)
+        return relevance[:, rows : rows + self.schedule.num_tokens]
 
     def _gather(self, features: Tensor, selection: Selection) -> Tensor:
         """Return (B, K, H): the kept tokens, the newline embedding in newline rows, zeros in padding rows."""
@@ -101,7 +134,13 @@ class VisionGraph(nn.Module):
         return torch.where(selection.is_real[..., None], kept, torch.zeros((), dtype=kept.dtype))
 
 
-def probe_names(instruction: Instruction) -> Sequence[str]:
-    """Return the names of the inner values that decide the selection, in the order `VisionGraph` returns them."""
-    names = ["token_saliency", "region_weights"]
-    return names if instruction == "none" else [*names, "relevance"]
+def build_vision_graph(plan: Plan, checkpoint: Checkpoint, model: Any) -> VisionGraph:
+    """Return the vision graph of a loaded model, or of one on the meta device."""
+    adapter, instruction = checkpoint.adapter, plan.config.instruction
+    return VisionGraph(
+        adapter.build_encoder(model, plan.saliency_layer),
+        plan.schedule,
+        instruction,
+        plan.region_temperature,
+        adapter.build_early_blocks(model) if instruction == "attention" else None,
+    )

@@ -2,7 +2,7 @@
 
 The candidates ("slots") have a fixed order whatever the image: thumbnail tokens, the tokens of crop 1 … T − 1, then
 one newline token per row of the tallest grid. What changes with the image is only which of them are real and where
-they stand.
+they stand. P = T·N + rows of the tallest grid; a policy that drops newlines does so at the selection.
 """
 
 from dataclasses import dataclass
@@ -59,14 +59,10 @@ def packed_slots(image_sizes: Tensor, tile_grid: Tensor, schedule: Schedule) -> 
     crop_valid = (row >= 0) & (row < kept_rows) & (column >= 0) & (column < kept_columns)
     crops = tokens_per_tile + row * row_length + column
 
-    positions = [thumbnail, crops]
-    valid = [torch.ones_like(thumbnail, dtype=torch.bool), crop_valid]
-    if schedule.levels.newline:
-        row = torch.arange(schedule.levels.newline, dtype=torch.int32)[None]  # (1, R)
-        positions.append(tokens_per_tile + row * row_length + kept_columns)
-        valid.append(row < kept_rows)
+    row = torch.arange(schedule.num_newlines, dtype=torch.int32)[None]  # (1, R)
+    newlines = tokens_per_tile + row * row_length + kept_columns
     return PackedSlots(
-        positions=torch.cat(positions, dim=1),  # (B, P)
-        valid=torch.cat(valid, dim=1),
+        positions=torch.cat([thumbnail, crops, newlines], dim=1),  # (B, P)
+        valid=torch.cat([torch.ones_like(thumbnail, dtype=torch.bool), crop_valid, row < kept_rows], dim=1),
         length=tokens_per_tile + kept_rows * row_length,
     )

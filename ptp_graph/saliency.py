@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-6
-"""Added to norms; below it float16 inputs would divide by zero."""
+"""Smallest norm that is divided by: far below any trained embedding's, and representable with room in float32."""
 
 MASKED = -1e30
 """Stands for −∞ in float32 scores: far below any score, and no NaN when everything is masked."""
@@ -27,6 +27,13 @@ def cls_attention(query: Tensor, keys: Tensor) -> Tensor:
     return torch.softmax(scores, dim=-1).squeeze(-2).mean(dim=-2)[..., 1:]  # (…, N)
 
 
+def normalised(x: Tensor) -> Tensor:
+    """Return vectors (…, C) scaled to length 1, in float32; shorter ones than EPSILON stay shorter than 1."""
+    x = x.float()
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / torch.where(norm > EPSILON, norm, EPSILON)
+
+
 def region_weights(cls: Tensor, crop_valid: Tensor, temperature: float) -> Tensor:
     """Return the share of the crops' budget that each crop deserves: region saliency w.
 
@@ -40,8 +47,7 @@ def region_weights(cls: Tensor, crop_valid: Tensor, temperature: float) -> Tenso
     Returns:
         (B, T − 1) float32, 0 where not valid.
     """
-    cls = cls.float()
-    cls = cls / (torch.linalg.vector_norm(cls, dim=-1, keepdim=True) + EPSILON)
+    cls = normalised(cls)
     cosine = (cls[:, 1:] * cls[:, :1]).sum(dim=-1)  # (B, T − 1)
     weights = torch.softmax(torch.where(crop_valid, cosine / temperature, MASKED), dim=-1)
     return torch.where(crop_valid, weights, 0.0)

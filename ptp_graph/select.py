@@ -55,9 +55,9 @@ def select(tokens: Tensor, slots: PackedSlots, schedule: Schedule) -> Selection:
     """
     kept = tokens.flatten(1)  # (B, T·N)
     if schedule.levels.newline:
-        kept = torch.cat([kept, slots.valid[:, schedule.num_tokens :]], dim=1)  # (B, P)
+        kept = torch.cat([kept, slots.valid[:, schedule.num_tokens :]], dim=1)  # (B, T·N + R)
     after_all = schedule.max_packed_length + torch.arange(schedule.num_slots, dtype=torch.int32)
-    keys = torch.where(kept, slots.positions, after_all[None])  # (B, P) unique
+    keys = torch.where(kept, slots.positions[:, : schedule.num_slots], after_all[None])  # unique
     smallest, indices = torch.topk(-keys, schedule.num_kept, dim=-1, largest=True, sorted=True)  # (B, K)
 
     num_valid = kept.to(torch.int32).sum(dim=-1, keepdim=True, dtype=torch.int32)  # (B, 1)

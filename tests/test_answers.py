@@ -80,9 +80,20 @@ def test_every_language_model_answers_as_transformers_does(unpruned, tiny_checkp
         assert len(set(expected)) > 3, "an answer that shows nothing"
 
 
-def test_a_pruned_answer_is_transformers_language_model_on_the_kept_rows(demo_bundle, photos):
+PRUNED = {
+    "attention": {},
+    "similarity in fp16": {"instruction": "similarity", "precision": "fp16"},
+    "renumbered": {"instruction": "none", "positions": "compact"},
+    "without newlines": {"instruction": "none", "newline": "drop"},
+}
+
+
+@pytest.mark.parametrize("name", PRUNED)
+def test_a_pruned_answer_is_transformers_language_model_on_the_kept_rows(tmp_path, photos, name):
     """Rows of `get_image_features` at the kept positions, spliced by hand, every step computed from the beginning."""
-    pipeline = Pipeline.load(demo_bundle)
+    options = {"instruction": "attention", "keep": Fraction("0.25"), "max_prompt": 64} | PRUNED[name]
+    export(ExportConfig(model="demo", out=tmp_path / "out", **options))
+    pipeline = Pipeline.load(tmp_path / "out")
     question = QUESTIONS["cat"]
     visual = pipeline.encode(photos["cat"], question)
     assert 0 < visual.count < visual.packed_length / 2
@@ -103,7 +114,8 @@ def test_a_pruned_answer_is_transformers_language_model_on_the_kept_rows(demo_bu
         embeds[is_image] = features
         image_rows = torch.nonzero(is_image).flatten()
         rows = torch.cat([torch.nonzero(~is_image).flatten(), image_rows[kept]]).sort().values
-        embeds, positions = embeds[rows], rows.clone()
+        positions = torch.arange(len(rows)) if pipeline.manifest.pruning.positions == "compact" else rows.clone()
+        embeds = embeds[rows]
         expected = []
         for _ in range(TOKENS):
             logits = model.lm_head(

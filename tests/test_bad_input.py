@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from ptp.bundle.manifest import MANIFEST_NAME
 from ptp.cli import main
@@ -38,7 +39,8 @@ EXPORTS = {
     "--keep is not a number; got 'much'": ["--keep", "much"],
     "keep keeps no token at all": ["--keep", "0.001"],
     "no model 'gpt'": ["--model", "gpt", "--keep", "0.5"],
-    "attention is not available yet": ["--keep", "0.5", "--instruction", "attention"],
+    "--instruction none does not look at it": ["--keep", "0.5", "--instruction", "none", "--alpha", "0.5"],
+    "got --revision main with demo": ["--keep", "0.5", "--revision", "main"],
     "--alpha is the weight of the question; got 2.0": ["--keep", "0.5", "--alpha", "2"],
     "--max-prompt is a number of text tokens; got 0": ["--keep", "0.5", "--max-prompt", "0"],
     "--opset is outside": ["--keep", "0.5", "--opset", "21"],
@@ -55,6 +57,15 @@ def test_an_export_that_cannot_be_is_refused(refused, message):
 def test_an_existing_folder_is_refused_before_anything_is_loaded(refused, tmp_path):
     (tmp_path / "out").mkdir()
     assert "out exists; choose another --out" in refused("export", "--keep", "0.5", "--out", "out")
+
+
+def test_missing_and_extra_tensors_are_named_and_nothing_is_written(refused, tmp_path):
+    folder = shutil.copytree(CHECKPOINT, tmp_path / "checkpoint")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["surplus"] = tensors.pop("image_newline")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    line = refused("export", "--model", folder, "--keep", "0.5", "--out", "out")
+    assert "1 missing: model.image_newline, 1 extra: surplus" in line
 
 
 def test_an_unknown_model_type_lists_the_known_ones(refused, tmp_path):

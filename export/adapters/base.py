@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from ptp.bundle.manifest import Tiling
+from ptp.export.language import EarlyBlocks
 
 
 class TileEncoder(nn.Module):
@@ -50,6 +51,10 @@ class Adapter(Protocol):
     @staticmethod
     def build_encoder(model: Any, saliency_layer: int) -> TileEncoder:
         """Return the vision side of a loaded model."""
+
+    @staticmethod
+    def build_early_blocks(model: Any) -> EarlyBlocks:
+        """Return the language model's first blocks."""
 
     @staticmethod
     def load_class() -> Any:

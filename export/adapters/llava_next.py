@@ -11,6 +11,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from ptp.bundle.manifest import Tiling
 from ptp.errors import CheckpointError
 from ptp.export.adapters.base import TileEncoder
+from ptp.export.language import EarlyBlocks
 from ptp.ptp_graph.saliency import cls_attention
 
 LANGUAGE_MODELS = ("llama", "mistral", "qwen2")
@@ -155,3 +156,8 @@ class LlavaNext:
     def build_encoder(model: Any, saliency_layer: int) -> TileEncoder:
         """See `Adapter.build_encoder`."""
         return ClipTileEncoder(model.model, saliency_layer)
+
+    @staticmethod
+    def build_early_blocks(model: Any) -> EarlyBlocks:
+        """See `Adapter.build_early_blocks`."""
+        return EarlyBlocks(model.model.language_model)

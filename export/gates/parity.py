@@ -17,11 +17,11 @@ from ptp.bundle.manifest import Tiling
 from ptp.errors import ParityError
 from ptp.export.checkpoint import Checkpoint
 from ptp.export.gates.images import gate_image, gate_sizes
-from ptp.export.gates.oracle import Oracle, ask_transformers
+from ptp.export.gates.oracle import Oracle, Question, ask_transformers
 from ptp.export.gates.tolerances import FEATURES, SCORES
 from ptp.export.plan import Plan
 from ptp.export.specs import GraphIO
-from ptp.ptp_graph.reference import Kept, keep_tokens
+from ptp.ptp_graph.reference import NEWLINE, Kept, keep_tokens, packed_sequence
 
 Array = NDArray[Any]
 ALPHA = 0.375
@@ -62,7 +62,7 @@ def check_parity(
         path: the vision graph as written.
         io: its contract; the probes must be inner values of the graph.
         plan: what is being exported.
-        checkpoint: for its image processor.
+        checkpoint: for its image processor and tokenizer.
         model: the loaded model.
         progress: called with images done and images in all.
 
@@ -71,30 +71,29 @@ def check_parity(
     """
     tiling = plan.tiling
     sizes = gate_sizes(tiling.grids, tiling.tile_size, tiling.tokens_per_side)
-    results = []
+    results, first = [], None
     with _probed_session(path, io) as session:
         for number, size in enumerate(sizes):
             if progress:
                 progress(number, len(sizes))
-            results.append(_check_image(session, io, plan, checkpoint, model, size, seed=number))
+            grid = choose_grid(*size, tiling.grids, tiling.tile_size)
+            tiles = _tiles(checkpoint, tiling, size, number)
+            feeds = _feeds(io, checkpoint, model, tiles, size, grid, number)
+            names = [spec.name for spec in (*io.outputs, *io.probes)]
+            seen = dict(zip(names, (x[0] for x in session.run(names, feeds)), strict=True))
+            first = first or (feeds, seen)
+            oracle = ask_transformers(model, tiles, size, saliency_layer=plan.saliency_layer, question=_question(feeds))
+            results.append(_check_image(seen, oracle, plan, size, grid))
+    if first:
+        _check_as_written(path, io, *first)
     return results
 
 
-def _check_image(
-    session: Any, io: GraphIO, plan: Plan, checkpoint: Checkpoint, model: Any, size: tuple[int, int], *, seed: int
-) -> ImageParity:
-    tiling, schedule, config = plan.tiling, plan.schedule, plan.config
-    grid = choose_grid(*size, tiling.grids, tiling.tile_size)
-    tiles = _tiles(checkpoint, tiling, size, seed)
-    feeds = _feeds(io, model, tiles, size, grid, seed)
-    names = [spec.name for spec in (*io.outputs, *io.probes)]
-    seen = dict(zip(names, (x[0] for x in session.run(names, feeds)), strict=True))
-
-    question = feeds["prompt_embeds"][feeds["question_mask"]] if "prompt_embeds" in feeds else None
-    oracle = ask_transformers(model, tiles, size, saliency_layer=plan.saliency_layer, question_embeds=question)
-    score_difference = _check_scores(seen, oracle, plan, size)
+def _check_image(seen: dict[str, Array], oracle: Oracle, plan: Plan, size: tuple[int, int], grid: Grid) -> ImageParity:
+    """Compare what the graph returned for one image, batch axis removed, with the oracle and the reference."""
+    score_difference = _check_scores(seen, oracle, plan, size, grid)
     kept = keep_tokens(
-        schedule,
+        plan.schedule,
         size,
         grid,
         seen["token_saliency"],
@@ -103,36 +102,41 @@ def _check_image(
         ALPHA,
     )
     _check_choice(seen, kept, size)
-    features = seen["image_features"][: len(kept.positions)].astype(np.float32)
-    difference = _difference(features, oracle.features[kept.positions])
-    _require(difference <= FEATURES[config.precision], "image_features", size, difference, FEATURES[config.precision])
-    if np.abs(seen["image_features"][len(kept.positions) :]).max(initial=0) != 0:
-        raise ParityError(f"padding rows are not zero on a {size[0]}×{size[1]} image")
+    features, tolerance = seen["image_features"].astype(np.float32), FEATURES[plan.config.precision]
+    count = len(kept.positions)
+    difference = _row_difference(features[:count], oracle.features[kept.positions])
+    _require(difference, tolerance, "image_features", size)
+    _require(float(np.abs(features[count:]).max(initial=0)), 0.0, "padding after image_features", size)
     return ImageParity(
         height=size[0],
         width=size[1],
         grid=grid,
-        num_kept=len(kept.positions),
+        num_kept=count,
         feature_difference=difference,
         score_difference=score_difference,
     )
 
 
-def _check_scores(seen: dict[str, Array], oracle: Oracle, plan: Plan, size: tuple[int, int]) -> float:
+def _check_scores(seen: dict[str, Array], oracle: Oracle, plan: Plan, size: tuple[int, int], grid: Grid) -> float:
     """Return the largest relative difference of the scores that decide the choice."""
-    tiles, tolerance = oracle.token_saliency.shape[0], SCORES[plan.config.precision]
+    tiles, side = oracle.token_saliency.shape[0], plan.schedule.side
     pairs = {"token_saliency": (seen["token_saliency"][:tiles], oracle.token_saliency)}
-    if oracle.relevance is not None:
-        pairs["relevance"] = (seen["relevance"][:tiles], oracle.relevance)
-    weights = seen["region_weights"]
-    real = np.flatnonzero(weights)
-    if real.size:
-        logits = oracle.region_cosines[real].astype(np.float64) / plan.region_temperature
-        shares = np.exp(logits - logits.max())
-        pairs["region_weights"] = (weights[real], shares / shares.sum())
+    sequence = np.array(packed_sequence(*size, grid, side))
+    visual = np.flatnonzero(sequence != NEWLINE)  # positions of visual tokens in the packed sequence
+    sources = sequence[visual]
+    if plan.config.instruction == "similarity" and oracle.similarity is not None:
+        pairs["relevance"] = (seen["relevance"][:tiles], oracle.similarity)
+    if plan.config.instruction == "attention" and oracle.attention is not None:
+        pairs["relevance"] = (seen["relevance"].reshape(-1)[sources], oracle.attention[visual])
+    expected = np.zeros(plan.schedule.num_tiles - 1)
+    crops = [tile - 1 for tile in np.unique(sources // side**2) if tile > 0]  # crops that keep a token after unpadding
+    if crops:
+        logits = oracle.region_cosines[crops].astype(np.float64) / plan.region_temperature
+        expected[crops] = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    pairs["region_weights"] = (seen["region_weights"], expected)
     differences = {name: _difference(*pair) for name, pair in pairs.items()}
     for name, difference in differences.items():
-        _require(difference <= tolerance, name, size, difference, tolerance)
+        _require(difference, SCORES[plan.config.precision], name, size)
     return max(differences.values())
 
 
@@ -150,8 +154,8 @@ def _check_choice(seen: dict[str, Array], kept: Kept, size: tuple[int, int]) -> 
             )
 
 
-def _require(holds: bool, name: str, size: tuple[int, int], difference: float, tolerance: float) -> None:
-    if not holds:
+def _require(difference: float, tolerance: float, name: str, size: tuple[int, int]) -> None:
+    if not difference <= tolerance:
         raise ParityError(
             f"{name} differs from transformers on a {size[0]}×{size[1]} image",
             got=f"a relative difference of {difference:.2g}",
@@ -163,7 +167,17 @@ def _difference(found: Array, expected: Array) -> float:
     """Return max |found − expected| / max |expected|; infinite if anything is not finite."""
     if found.shape != expected.shape or not np.isfinite(found).all():
         return float("inf")
-    return float(np.abs(found - expected).max(initial=0) / max(np.abs(expected).max(initial=0), 1e-30))
+    difference = float(np.abs(found - expected).max(initial=0))
+    return difference / max(float(np.abs(expected).max(initial=0)), 1e-30) if difference else 0.0
+
+
+def _row_difference(found: Array, expected: Array) -> float:
+    """Return the largest |found − expected| / |expected| over rows (Euclidean), so that no row hides behind another."""
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        return float("inf")
+    lengths = np.linalg.norm(expected, axis=-1)
+    lengths = np.maximum(lengths, 1e-3 * lengths.max(initial=1e-30))
+    return float((np.linalg.norm(found - expected, axis=-1) / lengths).max(initial=0))
 
 
 def _tiles(checkpoint: Checkpoint, tiling: Tiling, size: tuple[int, int], seed: int) -> Array:
@@ -176,22 +190,45 @@ def _tiles(checkpoint: Checkpoint, tiling: Tiling, size: tuple[int, int], seed: 
     return tiles
 
 
-def _feeds(io: GraphIO, model: Any, tiles: Array, size: tuple[int, int], grid: Grid, seed: int) -> dict[str, Array]:
-    """Return the graph's inputs for one image, with a random prompt of which the last two thirds are the question."""
+def _feeds(
+    io: GraphIO, checkpoint: Checkpoint, model: Any, tiles: Array, size: tuple[int, int], grid: Grid, seed: int
+) -> dict[str, Array]:
+    """Return the graph's inputs for one image, with a random prompt: prefix, question, and a suffix after it."""
     empty = {spec.name: np.zeros([int(n) for n in spec.shape], spec.dtype) for spec in io.inputs}
     feeds = empty | {"image_sizes": np.array([size], np.int64), "tile_grid": np.array([grid], np.int64)}
     feeds["pixel_values"][0, : len(tiles)] = tiles
     if "prompt_embeds" in feeds:
         max_prompt = feeds["prompt_embeds"].shape[1]
         length = max(1, max_prompt * 3 // 4)  # the rest is padding
-        ids = np.random.default_rng(seed).integers(0, model.config.text_config.vocab_size, length)
+        ids = np.random.default_rng(seed).integers(0, len(checkpoint.processor.tokenizer), length)
         with torch.inference_mode():
             feeds["prompt_embeds"][0, :length] = model.get_input_embeddings()(torch.from_numpy(ids)).numpy()
         feeds["alpha"][:] = ALPHA
         feeds["prompt_mask"][0, :length] = True
-        feeds["question_mask"][0, length // 3 : length] = True
-        feeds["prefix_length"][:] = length // 3
+        feeds["question_mask"][0, length // 3 : max(length * 5 // 6, length // 3 + 1)] = True
+        feeds["prefix_length"][:] = length // 4
     return feeds
+
+
+def _question(feeds: dict[str, Array]) -> Question | None:
+    if "prompt_embeds" not in feeds:
+        return None
+    real = feeds["prompt_mask"][0]
+    return Question(
+        embeds=feeds["prompt_embeds"][0, real],
+        mask=feeds["question_mask"][0, real],
+        prefix_length=int(feeds["prefix_length"][0]),
+    )
+
+
+def _check_as_written(path: Path, io: GraphIO, feeds: dict[str, Array], seen: dict[str, Array]) -> None:
+    """Run the graph without its probes: with fewer outputs the runtime may fuse otherwise, and must choose the same."""
+    names = [spec.name for spec in io.outputs]
+    found = dict(zip(names, (x[0] for x in _session(path).run(names, feeds)), strict=True))
+    for name in names[1:]:
+        if not np.array_equal(found[name], seen[name]):
+            raise ParityError(f"{name} changes when the probes are hidden", got=found[name], expected=seen[name])
+    _require(_row_difference(found[names[0]], seen[names[0]]), FEATURES["fp32"], names[0], (0, 0))
 
 
 @contextmanager
@@ -206,8 +243,12 @@ def _probed_session(path: Path, io: GraphIO) -> Iterator[Any]:
     probed = path.with_name(f".{path.name}.probed")
     ir.save(model, probed)  # weights in external data are referred to, not written again
     try:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        yield onnxruntime.InferenceSession(probed, options, providers=["CPUExecutionProvider"])
+        yield _session(probed)
     finally:
         probed.unlink(missing_ok=True)
+
+
+def _session(path: Path) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -1,6 +1,7 @@
 """How far a graph may be from its oracle: the one table, with the reason for each number.
 
-Every figure bounds max |graph − oracle| divided by max |oracle|.
+FEATURES bounds |graph − oracle| / |oracle| of each row, in Euclidean length; SCORES bounds max |graph − oracle| divided
+by max |oracle|.
 """
 
 from ptp.bundle.manifest import Precision

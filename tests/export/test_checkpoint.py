@@ -3,7 +3,9 @@ import shutil
 
 import pytest
 import torch
+from checkpoints import Geometry
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from ptp.errors import CheckpointError, ConfigError
 from ptp.export.checkpoint import SHORT_NAMES, load_weights, open_checkpoint
@@ -167,3 +169,88 @@ def test_a_grid_that_is_not_the_checkpoints_and_a_k_beyond_topk_are_refused(chec
         make_plan(ExportConfig(**options), opened)
     plan = make_plan(ExportConfig(**options | {"keep": Fraction(1, 100)}, grid=(1, 2)), opened)
     assert plan.tiling.max_tiles == 3
+
+
+def legacy_layout(folder):
+    """Rewrite a checkpoint as the hub holds LLaVA-NeXT: old tensor names, one file per processor, sparse configs."""
+    (folder / "processor_config.json").unlink()
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    (folder / "generation_config.json").unlink()
+    pinpoints = [[rows * 56, columns * 56] for rows, columns in Geometry().grids]
+    image_processor = {
+        "image_processor_type": "LlavaNextImageProcessor",
+        "processor_class": "LlavaNextProcessor",
+        "size": {"shortest_edge": 56},
+        "crop_size": {"height": 56, "width": 56},
+        "image_grid_pinpoints": pinpoints,
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.2, 0.3, 0.4],
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "do_resize": True,
+        "do_center_crop": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(image_processor))
+
+    def change(data):
+        text = data["text_config"]
+        text["rope_theta"] = text.pop("rope_parameters", {}).get("rope_theta", 10000.0)
+        text.update(head_dim=None, eos_token_id=[2, 3])
+        data.pop("tie_word_embeddings", None)
+        data["use_image_newline_parameter"] = True
+
+    edit_config(folder, change)
+    edit_tensors(
+        folder,
+        lambda tensors: tensors.update(
+            {
+                name.replace("vision_tower.", "vision_tower.vision_model."): tensors.pop(name)
+                for name in list(tensors)
+                if name.startswith("vision_tower.")
+            }
+        ),
+    )
+
+
+def test_a_checkpoint_in_the_hubs_older_layout_loads(checkpoint, tmp_path):
+    before = load(checkpoint).state_dict()
+    legacy_layout(checkpoint)
+    opened = open_checkpoint(str(checkpoint), None, weights=True)
+    model = load_weights(opened, "fp32")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert opened.tiling.mean == (0.5, 0.4, 0.3)
+    assert opened.language_model.head_dim == 8
+    assert opened.prompting(model.generation_config, 64).eos_token_ids == (2, 3)
+    opened.copy_files(tmp_path)
+    assert (tmp_path / "chat_template.jinja").read_text().startswith("{{ bos_token }}")
+
+
+def test_tied_embeddings_need_no_head_in_the_files(checkpoint):
+    edit_config(
+        checkpoint,
+        lambda data: (data.update(tie_word_embeddings=True), data["text_config"].update(tie_word_embeddings=True)),
+    )
+    edit_tensors(checkpoint, lambda tensors: tensors.pop("language_model.lm_head.weight"))
+    model = load(checkpoint)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def test_the_tokenizer_that_transformers_runs_is_the_one_that_ships(checkpoint, tmp_path):
+    """A tokenizer.json that transformers would not run as it stands is replaced by what it runs."""
+    opened = open_checkpoint(str(checkpoint), None, weights=False)
+    data = json.loads((checkpoint / "tokenizer.json").read_text())
+    data["normalizer"] = {"type": "Lowercase"}
+    (checkpoint / "tokenizer.json").write_text(json.dumps(data))
+    opened.copy_files(tmp_path)
+    shipped = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert shipped.encode("ABC").ids == opened.processor.tokenizer("ABC", add_special_tokens=False)["input_ids"]
+
+
+def test_a_revision_of_a_folder_is_refused(checkpoint):
+    with pytest.raises(CheckpointError, match="a revision is of a Hugging Face id; got --revision main"):
+        open_checkpoint(str(checkpoint), "main", weights=False)

@@ -40,6 +40,6 @@ def test_values_out_of_range_are_refused(name, value):
         ExportConfig(**options)
 
 
-def test_attention_is_refused_in_a_clear_sentence():
-    with pytest.raises(ConfigError, match="attention is not available yet; expected similarity or none"):
-        ExportConfig(model="demo", out=Path("x"), keep=Fraction(1, 2), instruction="attention")
+def test_a_weight_for_a_question_that_is_not_looked_at_is_refused():
+    with pytest.raises(ConfigError, match="--instruction none does not look at it"):
+        ExportConfig(model="demo", out=Path("x"), keep=Fraction(1, 2), instruction="none", alpha=0.5)

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 
 from ptp.anyres import PackedLayout, choose_grid
 from ptp.bundle import open_bundle
@@ -19,8 +20,11 @@ from ptp.export.gates.images import gate_sizes
 from ptp.export.gates.parity import check_parity
 from ptp.export.plan import make_plan
 from ptp.export.to_onnx import save, trace
-from ptp.export.vision import VisionGraph
+from ptp.export.vision import build_vision_graph
+from ptp.ptp_graph.saliency import region_weights
 from ptp.ptp_graph.schedule import WEIGHT_LEVELS
+
+needs_rtx = pytest.mark.skipif(not tensorrt_rtx.is_installed(), reason="the extra rtx is not installed")
 
 
 @pytest.mark.parametrize(
@@ -29,7 +33,7 @@ from ptp.ptp_graph.schedule import WEIGHT_LEVELS
         ("llama", {"keep": Fraction(1), "instruction": "none"}),
         ("mistral", {"keep": Fraction("0.25"), "precision": "fp16"}),
         ("qwen2", {"keep": Fraction("0.1"), "newline": "drop", "positions": "compact", "opset": 18}),
-        ("llama", {"keep": Fraction("0.5"), "grid": (1, 2)}),
+        ("llama", {"keep": Fraction("0.5"), "grid": (1, 2), "instruction": "similarity"}),
     ],
 )
 def test_a_tiny_checkpoint_of_other_sizes_passes_the_gates(tiny_checkpoint, tmp_path, language_model, options):
@@ -78,12 +82,11 @@ def test_gate_images_cover_every_grid_and_padding_on_each_side(grids, side):
 def parts(tiny_checkpoint, tmp_path_factory):
     """A tiny checkpoint, its plan, its model and its traced vision graph."""
     folder = tiny_checkpoint("llama")
-    config = ExportConfig(model=str(folder), out=tmp_path_factory.mktemp("x"), keep=Fraction("0.25"), max_prompt=16)
+    config = ExportConfig(model=str(folder), out=tmp_path_factory.mktemp("x"), keep=Fraction("0.25"), max_prompt=24)
     checkpoint = open_checkpoint(str(folder), None, weights=True)
     plan = make_plan(config, checkpoint)
     model = load_weights(checkpoint, "fp32")
-    graph = VisionGraph(checkpoint.adapter.build_encoder(model, plan.saliency_layer), plan.schedule, "similarity", 0.1)
-    return checkpoint, plan, model, graph
+    return checkpoint, plan, model, build_vision_graph(plan, checkpoint, model)
 
 
 def gate(parts, tmp_path, spoil=lambda traced: None):
@@ -136,6 +139,34 @@ def test_a_graph_without_its_scores_fails(parts, tmp_path):
         gate(parts, tmp_path, rename)
 
 
+def test_a_graph_that_starves_a_crop_fails(parts, tmp_path, monkeypatch):
+    """The crops that count are the reference's, not those that the graph gives a weight."""
+
+    def starve(cls, crop_valid, temperature):
+        weights = region_weights(cls, crop_valid, temperature)
+        return torch.where(torch.arange(weights.shape[1]) == 1, 0.0, weights)
+
+    monkeypatch.setattr("ptp.export.vision.region_weights", starve)
+    with pytest.raises(ParityError, match="region_weights differs from transformers"):
+        gate(parts, tmp_path)
+
+
+@pytest.mark.parametrize("instruction", ["similarity", "attention"])
+def test_embeddings_near_zero_do_not_fail_an_honest_graph(tiny_checkpoint, tmp_path, instruction):
+    """Untrained rows of real checkpoints are tiny: both sides must divide by the same smallest norm."""
+    folder = tiny_checkpoint("llama")
+    config = ExportConfig(
+        model=str(folder), out=tmp_path, keep=Fraction("0.25"), max_prompt=24, instruction=instruction
+    )
+    checkpoint = open_checkpoint(str(folder), None, weights=True)
+    plan = make_plan(config, checkpoint)
+    model = load_weights(checkpoint, "fp32")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[::2] *= 1e-7
+        model.get_input_embeddings().weight[1::4] *= 1e-3
+    assert gate((checkpoint, plan, model, build_vision_graph(plan, checkpoint, model)), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("gate_name", "error"),
     [("lint", LintError), ("check_parity", ParityError), ("try_build", BuildError)],
@@ -146,6 +177,7 @@ def test_a_gate_that_fails_stops_the_export_and_nothing_is_written(
     def refuse(*arguments, **options):
         raise error("no")
 
+    monkeypatch.setattr(tensorrt_rtx, "is_installed", lambda: gate_name == "try_build")
     owner = tensorrt_rtx if gate_name == "try_build" else pipeline
     monkeypatch.setattr(owner, gate_name, refuse)
     config = ExportConfig(model=str(tiny_checkpoint("llama")), out=tmp_path / "out", keep=Fraction(1, 2), max_prompt=8)
@@ -156,6 +188,7 @@ def test_a_gate_that_fails_stops_the_export_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@needs_rtx
 def test_tensorrt_rtx_refuses_what_it_cannot_build_with_its_own_words(tmp_path):
     tensor = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
