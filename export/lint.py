@@ -1,4 +1,4 @@
-"""Refuse graph forms that an engine builder would refuse, or silently read differently (docs/tensorrt.md).
+"""Refuse graph forms that a TensorRT from 10.3 on refuses, or silently reads differently (docs/tensorrt.md).
 
 Each rule is a function from a graph to the problems it sees; `LINT` and `STATIC_LINT` are the lists of them. A rule's
 docstring says why the form is refused, as measured with TensorRT-RTX 1.7 or read in TensorRT 10.3's importer.
@@ -15,6 +15,8 @@ Rule = Callable[[ir.Model], Iterator[str]]
 TOPK_LIMIT = 3840
 OPSETS = range(18, 21)
 IR_VERSION = 10
+"""The newest ONNX IR that TensorRT 10.3 reads."""
+
 MAX_RANK = 8
 
 FORBIDDEN_OPS = frozenset(
@@ -46,7 +48,7 @@ def lint(model: ir.Model, name: str, *, static: bool) -> None:
     problems = [problem for rule in (STATIC_LINT if static else LINT) for problem in rule(model)]
     if problems:
         shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
-        raise LintError(f"{name} contains {len(problems)} forms that TensorRT refuses: {shown}")
+        raise LintError(f"{name} contains {len(problems)} forms outside what TensorRT 10.3 to 11 read: {shown}")
 
 
 def format_version(model: ir.Model) -> Iterator[str]:
@@ -78,7 +80,7 @@ def element_types(model: ir.Model) -> Iterator[str]:
 
 
 def ranks(model: ir.Model) -> Iterator[str]:
-    """Rank 8 is the most; softmax and arg operators want at least 2."""
+    """Rank 8 is the most; softmax, arg operators and TopK want at least 2."""
     for value in _values(model):
         if value.shape is not None and len(value.shape) > MAX_RANK:
             yield f"rank {len(value.shape)} value {value.name}"

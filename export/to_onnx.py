@@ -12,11 +12,9 @@ from torch import Tensor, nn
 
 from ptp.bundle.manifest import TensorSpec
 from ptp.errors import ExportError
+from ptp.export.lint import IR_VERSION
 from ptp.export.passes import finish
 from ptp.export.specs import GraphIO
-
-IR_VERSION = 10
-"""The newest ONNX IR that TensorRT 10.3 reads."""
 
 INLINE_LIMIT = 64 << 20
 """Bytes of weights up to which a model is one file; above, they stand beside it and are streamed."""

@@ -1,7 +1,8 @@
 """The readable form of the algorithm: numpy, loops, one image at a time. The graph must choose the same tokens.
 
-Nothing here is shared with the graph: packing builds the sequence as transformers does, in floats and by slicing; the
-budgets come from fractions, clamped and handed out again until nothing changes; ranks come from a sort.
+Nothing here but the level budgets is shared with the graph: packing builds the sequence as transformers does, in floats
+and by slicing; the budgets come from fractions, clamped and handed out again until nothing changes; ranks come from a
+sort.
 """
 
 from dataclasses import dataclass

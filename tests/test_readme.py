@@ -10,7 +10,8 @@ from PIL import Image
 from ptp.cli import main
 from ptp.export.checkpoint import SHORT_NAMES
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def block(language: str, heading: str) -> str:
@@ -39,3 +40,18 @@ def test_the_table_of_short_names_is_the_code():
     rows = re.findall(r"^\| (`.*?) \| (\S+)", README, re.MULTILINE)
     listed = {name.strip("` "): target for names, target in rows for name in names.split(",")}
     assert {name: target for name, target in listed.items() if name != "demo"} == SHORT_NAMES
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "demo/README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+    for heading in re.findall(r"\]\([^)\s]*#([^)]+)\)", text):
+        headings = [re.sub(r"[^\w\s-]", "", line).strip().lower().replace(" ", "-") for other in PAGES
+                    for line in other.read_text(encoding="utf-8").splitlines() if line.startswith("#")]  # fmt: skip
+        assert heading in headings, heading

@@ -148,7 +148,7 @@ class LlavaNext:
 
     @staticmethod
     def saliency_layer(config: Any) -> int:
-        """Return the paper's 11th block of 24, at other depths the block at the same fraction (DESIGN §3)."""
+        """Return the paper's 11th block of 24, at other depths the block at the same fraction (docs/algorithm.md)."""
         depth: int = config.vision_config.num_hidden_layers
         return max(0, round(11 / 24 * depth) - 1)
 

@@ -2,7 +2,7 @@
 
 Source: LLaVA-NeXT (https://llava-vl.github.io/blog/2024-01-30-llava-next/) as implemented by transformers'
 `select_best_resolution`, `get_patch_output_size` and `unpad_image`; the integer forms equal their float forms
-for every image side below 10^7 (tested).
+for every image side below 10^7 (`tests/test_anyres.py` tries random ones).
 """
 
 from collections.abc import Sequence
