@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 import onnx_ir as ir
 
 from ptp.errors import LintError
+from ptp.ptp_graph.select import TOPK_LIMIT
 
 Rule = Callable[[ir.Model], Iterator[str]]
 
-TOPK_LIMIT = 3840
 OPSETS = range(18, 21)
 IR_VERSION = 10
 """The newest ONNX IR that TensorRT 10.3 reads."""

@@ -6,7 +6,6 @@ from ptp.bundle.manifest import LanguageModel, Pruning, Tiling
 from ptp.errors import ConfigError
 from ptp.export.checkpoint import Checkpoint
 from ptp.export.config import DEFAULT_ALPHA, REGION_TEMPERATURE, ExportConfig
-from ptp.export.lint import TOPK_LIMIT
 from ptp.export.specs import GraphIO, decoder_io, embed_io, vision_io
 from ptp.ptp_graph.schedule import Schedule
 
@@ -93,13 +92,6 @@ def make_plan(config: ExportConfig, checkpoint: Checkpoint) -> Plan:
         tiles = 1 + config.grid[0] * config.grid[1]
         tiling = tiling.model_copy(update={"grids": (config.grid,), "max_tiles": tiles})
     schedule = Schedule(keep=config.keep, side=tiling.tokens_per_side, grids=tiling.grids, newline=config.newline)
-    if schedule.num_kept > TOPK_LIMIT:
-        raise ConfigError(
-            "more kept tokens than TensorRT's TopK takes",
-            got=f"K = {schedule.num_kept}",
-            expected=f"at most {TOPK_LIMIT}",
-            do="lower --keep, choose a smaller --grid or --newline drop",
-        )
     return Plan(
         config=config,
         tiling=tiling,

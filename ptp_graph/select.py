@@ -9,6 +9,12 @@ from ptp.ptp_graph.allocate import rank_descending
 from ptp.ptp_graph.packing import PackedSlots
 from ptp.ptp_graph.schedule import Schedule
 
+TOPK_LIMIT = 3840
+"""Most elements that one TopK may return in any version of TensorRT."""
+
+BEHIND = 1 << 21
+"""Added to a key that was taken: larger than every key, since a schedule has fewer than 2^18 tokens."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
@@ -45,8 +51,8 @@ def top_tokens(scores: Tensor, valid: Tensor, budgets: Tensor) -> Tensor:
 def select(tokens: Tensor, slots: PackedSlots, schedule: Schedule) -> Selection:
     """Gather the kept slots in packed order.
 
-    One TopK over unique integer keys: a kept slot's key is its packed position, every other slot's is larger than all
-    of them, so the K smallest keys are the kept slots in order and then the padding.
+    The keys are unique integers: a kept slot's key is its packed position, every other slot's is larger than all of
+    them, so the K smallest keys are the kept slots in order and then the padding.
 
     Args:
         tokens: (B, T, N) bool, kept tokens.
@@ -58,15 +64,39 @@ def select(tokens: Tensor, slots: PackedSlots, schedule: Schedule) -> Selection:
         kept = torch.cat([kept, slots.valid[:, schedule.num_tokens :]], dim=1)  # (B, T·N + R)
     after_all = schedule.max_packed_length + torch.arange(schedule.num_slots, dtype=torch.int32)
     keys = torch.where(kept, slots.positions[:, : schedule.num_slots], after_all[None])  # unique
-    smallest, indices = torch.topk(-keys, schedule.num_kept, dim=-1, largest=True, sorted=True)  # (B, K)
+    smallest, indices = _smallest(keys, schedule.num_kept)  # (B, K)
 
     num_valid = kept.to(torch.int32).sum(dim=-1, keepdim=True, dtype=torch.int32)  # (B, 1)
     row = torch.arange(schedule.num_kept, dtype=torch.int32)[None]  # (1, K)
     is_real = row < num_valid
-    positions = torch.where(is_real, -smallest, slots.length + row - num_valid)
+    positions = torch.where(is_real, smallest, slots.length + row - num_valid)
     return Selection(
         slots=indices,
         is_real=is_real,
         positions=positions.to(torch.int64),
         num_valid=num_valid.squeeze(-1).to(torch.int64),
     )
+
+
+def _smallest(keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the smallest of unique int32 keys in ascending order, and where they are.
+
+    One TopK takes TOPK_LIMIT of them; where more are wanted, the next TopK runs over the same keys with those already
+    taken moved behind all others. Keys stay below 2^20 (`Schedule` bounds them), so the moves do not overflow.
+
+    Args:
+        keys: (B, P).
+        count: how many, at most P.
+
+    Returns:
+        keys (B, count) int32 and indices (B, count) int64.
+    """
+    taken: list[tuple[Tensor, Tensor]] = []
+    for start in range(0, count, TOPK_LIMIT):
+        if taken:
+            keys = torch.where(keys <= taken[-1][0][:, -1:], keys + BEHIND, keys)
+        values, indices = torch.topk(-keys, min(TOPK_LIMIT, count - start), dim=-1, largest=True, sorted=True)
+        taken.append((-values, indices))
+    if len(taken) == 1:
+        return taken[0]
+    return torch.cat([values for values, _ in taken], dim=-1), torch.cat([indices for _, indices in taken], dim=-1)

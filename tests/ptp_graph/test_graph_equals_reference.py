@@ -140,6 +140,21 @@ def test_with_an_instruction_too(case, alpha):
     assert positions[0, : int(num_valid)].tolist() == expected.positions
 
 
+@pytest.mark.parametrize("keep", [Fraction(1), Fraction(9, 10), Fraction(4, 5)])
+def test_more_tokens_than_one_topk_returns(keep):
+    """K from 3900 to 4900: the selection takes them in two rounds, and in three at K above 7680."""
+    for side, grids in ((20, ((2, 2), (11, 1))), (26, ((12, 1),))):
+        check(
+            {
+                "schedule": (keep, side, grids, "keep"),
+                "size": (2000, 190),
+                "kind": "random",
+                "seed": 1,
+                "with_nan": False,
+            }
+        )
+
+
 def test_alpha_changes_the_choice_and_the_question_decides_at_one():
     """α = 0 keeps the salient half of each tile, α = 1 the half that points at the question."""
     schedule = Schedule(keep=Fraction(1, 2), side=2, grids=((1, 1),), newline="drop")
