@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ptp.bundle.manifest import Instruction, NewlinePolicy, PositionPolicy, Precision
+from ptp.bundle.manifest import Instruction, NewlinePolicy, PositionPolicy, Precision, RegionRule, ThumbnailPolicy
 from ptp.bundle.summary import budget_line, human_bytes
 from ptp.errors import ConfigError
 
@@ -29,6 +29,8 @@ def export(
     alpha: Annotated[float | None, Opt(help="default weight of the question, 0 to 1 (default: 0.5)")] = None,
     dtype: Annotated[Precision, Opt(help="type of weights, inputs and outputs")] = "fp32",
     max_prompt: Annotated[int, Opt(help="most text tokens of a prompt, template included")] = 256,
+    region: Annotated[RegionRule, Opt(help="what a crop's share of the budget follows")] = "cls_cosine",
+    thumbnail: Annotated[ThumbnailPolicy, Opt(help="where the thumbnail's budget comes from")] = "ratio",
     newline: Annotated[NewlinePolicy, Opt(help="row separators: keep all, or drop all")] = "keep",
     positions: Annotated[PositionPolicy, Opt(help="kept tokens' positions: as unpruned, or renumbered")] = "original",
     grid: Annotated[str | None, Opt(metavar="RxC", help="export for this one crop grid: fewer tiles to encode")] = None,
@@ -53,6 +55,8 @@ def export(
         alpha=alpha,
         precision=dtype,
         max_prompt=max_prompt,
+        region=region,
+        thumbnail=thumbnail,
         newline=newline,
         positions=positions,
         grid=parse_grid(grid) if grid else None,

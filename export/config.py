@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ptp.anyres import Grid
-from ptp.bundle.manifest import Instruction, NewlinePolicy, PositionPolicy, Precision
+from ptp.bundle.manifest import Instruction, NewlinePolicy, PositionPolicy, Precision, RegionRule, ThumbnailPolicy
 from ptp.errors import ConfigError
 
 DEFAULT_ALPHA = 0.5
@@ -30,6 +30,8 @@ class ExportConfig:
         alpha: default weight of the question, 0 to 1; 0.5 if None. Not with `instruction="none"`.
         precision: fp32 or fp16 weights, inputs and outputs.
         max_prompt: most text tokens of a prompt, template included.
+        region: what a crop's share of the budget follows.
+        thumbnail: where the thumbnail's budget comes from.
         newline: keep every row separator, or drop them all.
         positions: kept tokens keep their packed positions, or are renumbered.
         grid: the one crop grid (rows, columns) to export for; all of the checkpoint's by default.
@@ -48,6 +50,8 @@ class ExportConfig:
     alpha: float | None = None
     precision: Precision = "fp32"
     max_prompt: int = 256
+    region: RegionRule = "cls_cosine"
+    thumbnail: ThumbnailPolicy = "ratio"
     newline: NewlinePolicy = "keep"
     positions: PositionPolicy = "original"
     grid: Grid | None = None

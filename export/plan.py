@@ -40,8 +40,9 @@ class Plan:
             instruction=self.config.instruction,
             alpha=self._alpha,
             saliency_layer=self.saliency_layer,
-            region="cls_cosine",
+            region=self.config.region,
             region_temperature=self.region_temperature,
+            thumbnail=self.config.thumbnail,
             newline=self.config.newline,
             positions=self.config.positions,
         )
@@ -91,7 +92,13 @@ def make_plan(config: ExportConfig, checkpoint: Checkpoint) -> Plan:
             )
         tiles = 1 + config.grid[0] * config.grid[1]
         tiling = tiling.model_copy(update={"grids": (config.grid,), "max_tiles": tiles})
-    schedule = Schedule(keep=config.keep, side=tiling.tokens_per_side, grids=tiling.grids, newline=config.newline)
+    schedule = Schedule(
+        keep=config.keep,
+        side=tiling.tokens_per_side,
+        grids=tiling.grids,
+        newline=config.newline,
+        thumbnail=config.thumbnail,
+    )
     return Plan(
         config=config,
         tiling=tiling,

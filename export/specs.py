@@ -43,7 +43,7 @@ def vision_io(
     ]
     probes = [
         _tensor("token_saliency", "float32", batch, tiles, schedule.tokens_per_tile),
-        _tensor("region_weights", "float32", batch, tiles - 1),
+        _tensor("region_weights", "float32", batch, tiles),
     ]
     if instruction != "none":
         inputs += [

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ptp.bundle.manifest import Instruction
+from ptp.bundle.manifest import Instruction, RegionRule
 from ptp.export.adapters.base import TileEncoder
 from ptp.export.checkpoint import Checkpoint
 from ptp.export.language import EarlyBlocks
@@ -13,8 +13,8 @@ from ptp.export.plan import Plan
 from ptp.ptp_graph.allocate import allocate, quantise
 from ptp.ptp_graph.fuse import fuse, minmax
 from ptp.ptp_graph.packing import PackedSlots, packed_slots
+from ptp.ptp_graph.region import region_weights
 from ptp.ptp_graph.relevance import attention_relevance, cosine_relevance, instruction_sequence
-from ptp.ptp_graph.saliency import region_weights
 from ptp.ptp_graph.schedule import Schedule
 from ptp.ptp_graph.select import Selection, select, top_tokens
 
@@ -26,7 +26,8 @@ class VisionGraph(nn.Module):
         encoder: the family's vision side.
         schedule: the static sizes.
         instruction: how the question takes part.
-        region_temperature: τ of the softmax over crops.
+        region: what a crop's share of the budget follows.
+        region_temperature: τ of `cls_cosine`'s softmax over crops.
         early_blocks: the language model's first blocks, for the instruction mode `attention` alone.
     """
 
@@ -35,6 +36,7 @@ class VisionGraph(nn.Module):
         encoder: TileEncoder,
         schedule: Schedule,
         instruction: Instruction,
+        region: RegionRule,
         region_temperature: float,
         early_blocks: EarlyBlocks | None = None,
     ) -> None:
@@ -42,6 +44,7 @@ class VisionGraph(nn.Module):
         self.encoder = encoder
         self.schedule = schedule
         self.instruction = instruction
+        self.region = region
         self.region_temperature = region_temperature
         self.early_blocks = early_blocks
 
@@ -62,7 +65,7 @@ class VisionGraph(nn.Module):
         `similarity` does not read it.
 
         The probes are the three scores that the choice depends on: token_saliency (B, T, N), region_weights
-        (B, T − 1) and, with an instruction, relevance (B, T, N). They are outputs of the traced graph only; the
+        (B, T) and, with an instruction, relevance (B, T, N). They are outputs of the traced graph only; the
         exported one keeps them as named inner values.
         """
         schedule, tiles = self.schedule, (pixel_values.shape[0], self.schedule.num_tiles)
@@ -71,12 +74,7 @@ class VisionGraph(nn.Module):
         )  # (B, T, N, C), (B, T, N), (B, T, C)
         slots = packed_slots(image_sizes, tile_grid, schedule)
         valid = slots.valid[:, : schedule.num_tokens].reshape(*tiles, -1)  # (B, T, N)
-        capacity = valid.to(torch.int32).sum(dim=-1, dtype=torch.int32)[:, 1:]  # (B, T − 1)
-
-        weights = region_weights(cls, capacity > 0, self.region_temperature)
-        crop_budgets = allocate(quantise(weights, capacity), capacity, schedule.levels.crops)
-        thumbnail_budget = torch.full((tiles[0], 1), schedule.levels.thumbnail, dtype=torch.int32)
-        budgets = torch.cat([thumbnail_budget, crop_budgets], dim=1)  # (B, T)
+        budgets, weights = self._budgets(saliency, cls, slots, valid)
 
         probes = [saliency, weights]
         if self.instruction == "none":
@@ -94,6 +92,25 @@ class VisionGraph(nn.Module):
         kept = self._gather(features, selection)
         length = slots.length.squeeze(-1).to(torch.int64)
         return (kept, selection.positions, selection.num_valid, budgets, length, *probes)
+
+    def _budgets(self, saliency: Tensor, cls: Tensor, slots: PackedSlots, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Return budgets (B, T) int32 and region weights (B, T) float32 of the tiles."""
+        schedule = self.schedule
+        tile = torch.arange(schedule.num_tiles, dtype=torch.int32)[None]  # (1, T)
+        capacity = valid.to(torch.int32).sum(dim=-1, dtype=torch.int32)  # (B, T)
+        if schedule.thumbnail != "as_region":
+            capacity = torch.where(tile > 0, capacity, 0)  # the thumbnail has a level of its own
+        weights = region_weights(
+            self.region,
+            cls=cls,
+            saliency=saliency,
+            slots=slots,
+            region_valid=capacity > 0,
+            temperature=self.region_temperature,
+            schedule=schedule,
+        )
+        divided = allocate(quantise(weights, capacity), capacity, schedule.levels.crops)
+        return divided + torch.where(tile > 0, 0, schedule.levels.thumbnail).to(torch.int32), weights
 
     def _relevance(
         self,
@@ -141,6 +158,7 @@ def build_vision_graph(plan: Plan, checkpoint: Checkpoint, model: Any) -> Vision
         adapter.build_encoder(model, plan.saliency_layer),
         plan.schedule,
         instruction,
+        plan.config.region,
         plan.region_temperature,
         adapter.build_early_blocks(model) if instruction == "attention" else None,
     )

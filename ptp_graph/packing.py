@@ -21,11 +21,21 @@ class PackedSlots:
         positions: (B, P) int32, index in the packed sequence; meaningless where not valid.
         valid: (B, P) bool, the slot exists in the unpruned model's sequence.
         length: (B, 1) int32, length M of the packed sequence.
+        pad_rows: (B, 1) int32, token rows that unpadding removes at the top; at the bottom as many.
+        pad_columns: (B, 1) int32, the same for columns.
+        kept_rows: (B, 1) int32, token rows of the crop grid that are left.
+        kept_columns: (B, 1) int32.
+        grid_columns: (B, 1) int32, columns of the crop grid in tiles.
     """
 
     positions: Tensor
     valid: Tensor
     length: Tensor
+    pad_rows: Tensor
+    pad_columns: Tensor
+    kept_rows: Tensor
+    kept_columns: Tensor
+    grid_columns: Tensor
 
 
 def packed_slots(image_sizes: Tensor, tile_grid: Tensor, schedule: Schedule) -> PackedSlots:
@@ -65,4 +75,9 @@ def packed_slots(image_sizes: Tensor, tile_grid: Tensor, schedule: Schedule) -> 
         positions=torch.cat([thumbnail, crops, newlines], dim=1),  # (B, P)
         valid=torch.cat([torch.ones_like(thumbnail, dtype=torch.bool), crop_valid, row < kept_rows], dim=1),
         length=tokens_per_tile + kept_rows * row_length,
+        pad_rows=pad_rows,
+        pad_columns=pad_columns,
+        kept_rows=kept_rows,
+        kept_columns=kept_columns,
+        grid_columns=grid_columns,
     )

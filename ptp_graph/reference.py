@@ -56,6 +56,16 @@ def _unpad(rows: NDArray[np.int64], height: int, width: int) -> NDArray[np.int64
     return rows[:, pad : grid_width - pad]
 
 
+def crops_under_thumbnail(height: int, width: int, grid: Grid, side: int) -> NDArray[np.int64]:
+    """Return for each token of the thumbnail (N,) the tile whose cell its centre lies in."""
+    tiles = 1 + np.arange(grid[0] * grid[1]).reshape(grid)
+    rows = _unpad(tiles.repeat(side, axis=0).repeat(side, axis=1), height, width)
+    if rows.size == 0:
+        return np.zeros(side * side, np.int64)
+    at = [[int((Fraction(2 * i + 1, 2 * side)) * length) for i in range(side)] for length in rows.shape]
+    return rows[np.ix_(*at)].reshape(-1)
+
+
 def scaled(scores: Floats) -> Floats:
     """Scale scores to 0..1; 0 where all are equal."""
     if scores.size == 0 or scores.max() == scores.min():
@@ -112,7 +122,7 @@ def keep_tokens(
         image_size: height and width in pixels.
         grid: rows and columns of the crop grid.
         saliency: (T, N) token saliency b.
-        region_weights: (T − 1,) region saliency w of the crops.
+        region_weights: (T,) region saliency w; the thumbnail's counts only where it is a region.
         relevance: (T, N) instruction relevance c, or None without an instruction.
         alpha: weight of the relevance.
     """
@@ -122,10 +132,11 @@ def keep_tokens(
     for source in sorted(s for s in sequence if s != NEWLINE):
         real[source // tokens_per_tile].append(source % tokens_per_tile)
 
-    regions = [t for t in range(1, schedule.num_tiles) if real[t]]
+    first = 0 if schedule.thumbnail == "as_region" else 1
+    regions = [t for t in range(first, schedule.num_tiles) if real[t]]
     budgets = [schedule.levels.thumbnail] + [0] * (schedule.num_tiles - 1)
     if regions:
-        weights = integer_weights([region_weights[t - 1] for t in regions])
+        weights = integer_weights([region_weights[t] for t in regions])
         shares = divide(schedule.levels.crops, weights, [len(real[t]) for t in regions])
         for t, share in zip(regions, shares, strict=True):
             budgets[t] = share

@@ -1,4 +1,4 @@
-"""Bottom-up signals: which patch of a tile is salient (CLS attention), which crop of an image is (CLS similarity)."""
+"""Token saliency, the bottom-up signal inside a tile: which patch does CLS attend to?"""
 
 import torch
 from torch import Tensor
@@ -32,22 +32,3 @@ def normalised(x: Tensor) -> Tensor:
     x = x.float()
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / torch.where(norm > EPSILON, norm, EPSILON)
-
-
-def region_weights(cls: Tensor, crop_valid: Tensor, temperature: float) -> Tensor:
-    """Return the share of the crops' budget that each crop deserves: region saliency w.
-
-    w = softmax(cos(z_t, z_0) / τ) over the valid crops, z the CLS embedding of the feature layer.
-
-    Args:
-        cls: (B, T, C) CLS embeddings, tile 0 the thumbnail.
-        crop_valid: (B, T − 1) bool, the crop has at least one real token.
-        temperature: τ > 0.
-
-    Returns:
-        (B, T − 1) float32, 0 where not valid.
-    """
-    cls = normalised(cls)
-    cosine = (cls[:, 1:] * cls[:, :1]).sum(dim=-1)  # (B, T − 1)
-    weights = torch.softmax(torch.where(crop_valid, cosine / temperature, MASKED), dim=-1)
-    return torch.where(crop_valid, weights, 0.0)

@@ -5,7 +5,7 @@ from fractions import Fraction
 from math import floor
 
 from ptp.anyres import Grid
-from ptp.bundle.manifest import Levels, NewlinePolicy
+from ptp.bundle.manifest import Levels, NewlinePolicy, ThumbnailPolicy
 from ptp.errors import ConfigError
 
 WEIGHT_LEVELS = 8192
@@ -21,6 +21,8 @@ class Schedule:
         side: visual tokens on a side of a tile.
         grids: crop grids (rows, columns) an image may get.
         newline: keep every row separator, or drop them all.
+        thumbnail: the thumbnail keeps its `ratio` of tokens; or `keep_all` of them, the crops getting less; or it is
+            one region among the crops (`as_region`), its share decided by the region rule.
 
     Raises:
         ConfigError: `keep` is out of range or keeps no token, or the sizes overflow 32-bit integers.
@@ -30,10 +32,18 @@ class Schedule:
     side: int
     grids: tuple[Grid, ...]
     newline: NewlinePolicy = "keep"
+    thumbnail: ThumbnailPolicy = "ratio"
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
             raise ConfigError("keep is a fraction of the visual tokens", got=float(self.keep), expected="0 < keep ≤ 1")
+        if self.thumbnail == "keep_all" and floor(self.keep * self.num_tokens) < self.tokens_per_tile:
+            raise ConfigError(
+                "the whole thumbnail is more than keep allows",
+                got=float(self.keep),
+                expected=f"at least {1 / self.num_tiles:.4f}",
+                do="raise --keep or choose another --thumbnail",
+            )
         if self.levels.thumbnail + self.levels.crops == 0:
             raise ConfigError(
                 "keep keeps no token at all",
@@ -80,8 +90,12 @@ class Schedule:
 
     @property
     def levels(self) -> Levels:
-        """Budget of each level: ⌊keep·N⌋ thumbnail, ⌊keep·T·N⌋ less that for the crops, every newline or none."""
-        thumbnail = floor(self.keep * self.tokens_per_tile)
+        """Budget of each level: the thumbnail's, ⌊keep·T·N⌋ less that for the regions, every newline or none."""
+        thumbnail = {
+            "ratio": floor(self.keep * self.tokens_per_tile),
+            "keep_all": self.tokens_per_tile,
+            "as_region": 0,
+        }[self.thumbnail]
         return Levels(
             thumbnail=thumbnail,
             crops=floor(self.keep * self.num_tokens) - thumbnail,

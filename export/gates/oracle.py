@@ -34,7 +34,7 @@ class Oracle:
     Attributes:
         features: (M, H) float32, `get_image_features`.
         token_saliency: (tiles, N) float32, CLS row of the eager attention, mean over heads.
-        region_cosines: (tiles − 1,) float32, cosine of each crop's CLS with the thumbnail's.
+        region_cosines: (tiles,) float32, cosine of each tile's CLS with the thumbnail's.
         similarity: (tiles, N) float32, largest cosine with the question's embeddings; None without a question.
         attention: (M,) float32, the question's attention at the second block, mean over heads, max over rows; None
             without a question.
@@ -71,7 +71,7 @@ def ask_transformers(
         return Oracle(
             features=features.float().numpy(),
             token_saliency=seen["attention"].float()[:, :, 0, 1:].mean(dim=1).numpy(),
-            region_cosines=(cls[1:] @ cls[0]).numpy(),
+            region_cosines=(cls @ cls[0]).numpy(),
             similarity=None if question is None else _similarity(visual, question),
             attention=None if question is None else _attention(model, features, question),
         )

@@ -21,7 +21,7 @@ from ptp.export.gates.oracle import Oracle, Question, ask_transformers
 from ptp.export.gates.tolerances import FEATURES, SCORES
 from ptp.export.plan import Plan
 from ptp.export.specs import GraphIO
-from ptp.ptp_graph.reference import NEWLINE, Kept, keep_tokens, packed_sequence
+from ptp.ptp_graph.reference import NEWLINE, Kept, crops_under_thumbnail, keep_tokens, packed_sequence
 
 Array = NDArray[Any]
 ALPHA = 0.375
@@ -128,16 +128,31 @@ def _check_scores(seen: dict[str, Array], oracle: Oracle, plan: Plan, size: tupl
         pairs["relevance"] = (seen["relevance"][:tiles], oracle.similarity)
     if plan.config.instruction == "attention" and oracle.attention is not None:
         pairs["relevance"] = (seen["relevance"].reshape(-1)[sources], oracle.attention[visual])
-    expected = np.zeros(plan.schedule.num_tiles - 1)
-    crops = [tile - 1 for tile in np.unique(sources // side**2) if tile > 0]  # crops that keep a token after unpadding
-    if crops:
-        logits = oracle.region_cosines[crops].astype(np.float64) / plan.region_temperature
-        expected[crops] = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-    pairs["region_weights"] = (seen["region_weights"], expected)
+    pairs["region_weights"] = (seen["region_weights"], _expected_regions(oracle, plan, size, grid, sources))
     differences = {name: _difference(*pair) for name, pair in pairs.items()}
     for name, difference in differences.items():
         _require(difference, SCORES[plan.config.precision], name, size)
     return max(differences.values())
+
+
+def _expected_regions(oracle: Oracle, plan: Plan, size: tuple[int, int], grid: Grid, sources: Array) -> Array:
+    """Return the region weights (T,) by transformers' values, over the regions that have a token in `sources`."""
+    side, config = plan.schedule.side, plan.config
+    expected = np.zeros(plan.schedule.num_tiles)
+    regions = [tile for tile in np.unique(sources // side**2) if tile > 0 or config.thumbnail == "as_region"]
+    if not regions:
+        return expected
+    if config.region == "uniform":
+        expected[regions] = 1
+    elif config.region == "cls_cosine":
+        logits = oracle.region_cosines[regions].astype(np.float64) / plan.region_temperature
+        expected[regions] = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    else:
+        covered = crops_under_thumbnail(*size, grid, side)
+        shares = [oracle.token_saliency[0][covered == tile].sum() if tile else oracle.token_saliency[0].sum()
+                  for tile in regions]  # fmt: skip
+        expected[regions] = shares
+    return expected
 
 
 def _check_choice(seen: dict[str, Array], kept: Kept, size: tuple[int, int]) -> None:

@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from checkpoints import Geometry, write_checkpoint
 
 from ptp.anyres import PackedLayout, choose_grid
 from ptp.bundle import open_bundle
@@ -21,7 +22,7 @@ from ptp.export.gates.parity import check_parity
 from ptp.export.plan import make_plan
 from ptp.export.to_onnx import save, trace
 from ptp.export.vision import build_vision_graph
-from ptp.ptp_graph.saliency import region_weights
+from ptp.ptp_graph.region import region_weights
 from ptp.ptp_graph.schedule import WEIGHT_LEVELS
 
 needs_rtx = pytest.mark.skipif(not tensorrt_rtx.is_installed(), reason="the extra rtx is not installed")
@@ -34,6 +35,8 @@ needs_rtx = pytest.mark.skipif(not tensorrt_rtx.is_installed(), reason="the extr
         ("mistral", {"keep": Fraction("0.25"), "precision": "fp16"}),
         ("qwen2", {"keep": Fraction("0.1"), "newline": "drop", "positions": "compact", "opset": 18}),
         ("llama", {"keep": Fraction("0.5"), "grid": (1, 2), "instruction": "similarity"}),
+        ("qwen2", {"keep": Fraction("0.4"), "region": "thumbnail_attention", "thumbnail": "as_region"}),
+        ("mistral", {"keep": Fraction("0.3"), "region": "uniform", "thumbnail": "keep_all", "instruction": "none"}),
     ],
 )
 def test_a_tiny_checkpoint_of_other_sizes_passes_the_gates(tiny_checkpoint, tmp_path, language_model, options):
@@ -97,6 +100,16 @@ def gate(parts, tmp_path, spoil=lambda traced: None):
     return check_parity(tmp_path / "vision.onnx", plan.vision_io, plan, checkpoint, model)
 
 
+def test_more_kept_tokens_than_one_topk_takes_export_too(tmp_path):
+    geometry = Geometry(patch=2, vision_layers=2, grids=((2, 2),))  # 784 tokens a tile
+    folder = write_checkpoint(tmp_path / "checkpoint", geometry)
+    config = ExportConfig(model=str(folder), out=tmp_path / "out", keep=Fraction(1), instruction="none", max_prompt=8)
+    manifest = pipeline.export(config).manifest
+    assert manifest.pruning.num_kept == 5 * 784 + 56
+    nodes = list(ir.load(tmp_path / "out" / manifest.graphs.vision_encoder.file).graph)
+    assert sum(node.op_type == "TopK" for node in nodes) == 2
+
+
 def test_the_parity_gate_passes_an_honest_graph_and_leaves_no_file(parts, tmp_path):
     results = gate(parts, tmp_path)
     assert max(result.feature_difference for result in results) < 1e-5
@@ -142,9 +155,9 @@ def test_a_graph_without_its_scores_fails(parts, tmp_path):
 def test_a_graph_that_starves_a_crop_fails(parts, tmp_path, monkeypatch):
     """The crops that count are the reference's, not those that the graph gives a weight."""
 
-    def starve(cls, crop_valid, temperature):
-        weights = region_weights(cls, crop_valid, temperature)
-        return torch.where(torch.arange(weights.shape[1]) == 1, 0.0, weights)
+    def starve(rule, **signals):
+        weights = region_weights(rule, **signals)
+        return torch.where(torch.arange(weights.shape[1]) == 2, 0.0, weights)
 
     monkeypatch.setattr("ptp.export.vision.region_weights", starve)
     with pytest.raises(ParityError, match="region_weights differs from transformers"):

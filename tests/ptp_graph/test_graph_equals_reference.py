@@ -56,7 +56,14 @@ def cases(draw):
         st.tuples(st.integers(1, 900), st.integers(1, 900)) | st.sampled_from([(1, 3000), (3000, 1), (56, 112)])
     )
     return {
-        "schedule": (keep, side, grids, draw(st.sampled_from(["keep", "drop"]))),
+        "schedule": (
+            keep,
+            side,
+            grids,
+            draw(st.sampled_from(["keep", "drop"])),
+            draw(st.sampled_from(["ratio", "keep_all", "as_region"])),
+            draw(st.sampled_from(["cls_cosine", "thumbnail_attention", "uniform"])),
+        ),
         "size": size,
         "kind": draw(st.sampled_from(sorted(SCORES))),
         "seed": draw(st.integers(0, 2**31)),
@@ -65,10 +72,13 @@ def cases(draw):
 
 
 def check(case):
-    keep, side, grids, newline = case["schedule"]
-    if int(keep * side * side) + int(keep * side * side * (1 + max(r * c for r, c in grids))) == 0:
+    keep, side, grids, newline, thumbnail, region = case["schedule"]
+    total = int(keep * side * side * (1 + max(r * c for r, c in grids)))
+    if total == 0 or (thumbnail == "keep_all" and total < side * side):
         return
-    schedule = Schedule(keep=keep, side=side, grids=grids, newline=newline)
+    if region == "thumbnail_attention" and case["kind"] == "huge":
+        return  # this rule sums a softmax, which is never negative and never above 1
+    schedule = Schedule(keep=keep, side=side, grids=grids, newline=newline, thumbnail=thumbnail)
     random = np.random.default_rng(case["seed"])
     tiles, tokens = schedule.num_tiles, schedule.tokens_per_tile
     saliency = SCORES[case["kind"]](random, (tiles, tokens)).astype(np.float32)
@@ -79,7 +89,7 @@ def check(case):
         cls[1 + grid[0] * grid[1] :] = np.nan
 
     encoder = FakeEncoder(torch.from_numpy(saliency), torch.from_numpy(cls))
-    graph = VisionGraph(encoder, schedule, "none", 0.1)
+    graph = VisionGraph(encoder, schedule, "none", region, 0.1)
     with torch.inference_mode():
         features, positions, num_valid, budgets, length, _, weights = graph(
             torch.zeros(1, tiles, 3, 2, 2), torch.tensor([case["size"]]), torch.tensor([grid])
@@ -113,7 +123,7 @@ def test_kept_tokens_equal_the_reference_on_many_cases(case):
 @settings(max_examples=100, deadline=None)
 @given(cases(), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
 def test_with_an_instruction_too(case, alpha):
-    keep, side, grids, newline = case["schedule"]
+    keep, side, grids, newline, *_ = case["schedule"]
     if side < 2 or keep * side * side < 1:
         return
     schedule = Schedule(keep=keep, side=side, grids=grids, newline=newline)
@@ -125,7 +135,9 @@ def test_with_an_instruction_too(case, alpha):
     encoder = FakeEncoder(torch.from_numpy(saliency), torch.from_numpy(cls))
     prompt = torch.from_numpy(random.normal(size=(1, 6, 2)).astype(np.float32))
     with torch.inference_mode():
-        _, positions, num_valid, budgets, _, _, weights, relevance = VisionGraph(encoder, schedule, "similarity", 0.1)(
+        _, positions, num_valid, budgets, _, _, weights, relevance = VisionGraph(
+            encoder, schedule, "similarity", "cls_cosine", 0.1
+        )(
             torch.zeros(1, shape[0], 3, 2, 2),
             torch.tensor([case["size"]]),
             torch.tensor([grid]),
@@ -146,7 +158,7 @@ def test_more_tokens_than_one_topk_returns(keep):
     for side, grids in ((20, ((2, 2), (11, 1))), (26, ((12, 1),))):
         check(
             {
-                "schedule": (keep, side, grids, "keep"),
+                "schedule": (keep, side, grids, "keep", "ratio", "cls_cosine"),
                 "size": (2000, 190),
                 "kind": "random",
                 "seed": 1,
@@ -163,7 +175,7 @@ def test_alpha_changes_the_choice_and_the_question_decides_at_one():
     true = torch.tensor([[True]])
 
     def kept(alpha):
-        return VisionGraph(encoder, schedule, "similarity", 0.1)(
+        return VisionGraph(encoder, schedule, "similarity", "cls_cosine", 0.1)(
             torch.zeros(1, 2, 3, 2, 2),
             torch.tensor([[56, 56]]),
             torch.tensor([[1, 1]]),
@@ -182,7 +194,7 @@ def test_a_question_without_tokens_leaves_the_choice_to_saliency():
     schedule = Schedule(keep=Fraction(1, 2), side=2, grids=((1, 1),), newline="drop")
     encoder = FakeEncoder(torch.tensor([[1.0, 4.0, 2.0, 3.0]] * 2), torch.ones(2, 3))
     nothing = torch.tensor([[False]])
-    out = VisionGraph(encoder, schedule, "similarity", 0.1)(
+    out = VisionGraph(encoder, schedule, "similarity", "cls_cosine", 0.1)(
         torch.zeros(1, 2, 3, 2, 2),
         torch.tensor([[56, 56]]),
         torch.tensor([[1, 1]]),

@@ -50,3 +50,15 @@ def test_a_ratio_that_keeps_nothing_says_what_would_keep_one_token():
 def test_sizes_that_overflow_32_bits_are_refused():
     with pytest.raises(ConfigError, match="32-bit"):
         Schedule(keep=Fraction(1, 2), side=64, grids=((8, 8),))
+
+
+def test_the_thumbnail_may_keep_everything_or_compete():
+    options = {"keep": Fraction(1, 2), "side": 4, "grids": ((2, 2),), "newline": "drop"}
+    whole = Schedule(**options, thumbnail="keep_all").levels
+    assert (whole.thumbnail, whole.crops) == (16, 24)
+    region = Schedule(**options, thumbnail="as_region").levels
+    assert (region.thumbnail, region.crops) == (0, 40)
+    with pytest.raises(
+        ConfigError, match=r"the whole thumbnail is more than keep allows; got 0.1; expected at least 0.2"
+    ):
+        Schedule(**options | {"keep": Fraction(1, 10)}, thumbnail="keep_all")

@@ -25,6 +25,8 @@ Size = Annotated[int, Field(ge=1, le=MAX_DIMENSION)]
 Dtype = Literal["float32", "float16", "int64", "int32", "bool"]
 Precision = Literal["fp32", "fp16"]
 Instruction = Literal["none", "similarity", "attention"]
+RegionRule = Literal["cls_cosine", "thumbnail_attention", "uniform"]
+ThumbnailPolicy = Literal["ratio", "keep_all", "as_region"]
 NewlinePolicy = Literal["keep", "drop"]
 PositionPolicy = Literal["original", "compact"]
 
@@ -84,7 +86,9 @@ class Pruning(_Model):
     Attributes:
         keep: fraction of visual tokens kept, 0 < keep ≤ 1; newline tokens are not counted.
         saliency_layer: 0-based vision block whose CLS attention is the token saliency.
-        region_temperature: τ of the softmax over crops.
+        region: what a crop's share of the budget follows.
+        region_temperature: τ of `cls_cosine`'s softmax over crops.
+        thumbnail: where the thumbnail's budget comes from.
         alpha: default weight of the instruction, 0 to 1.
         num_kept: K, rows of `image_features`.
     """
@@ -95,8 +99,9 @@ class Pruning(_Model):
     instruction: Instruction
     alpha: float = Field(ge=0, le=1)
     saliency_layer: Count
-    region: Literal["cls_cosine"]
+    region: RegionRule
     region_temperature: float = Field(gt=0)
+    thumbnail: ThumbnailPolicy
     newline: NewlinePolicy
     positions: PositionPolicy
 
