@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
 
@@ -53,23 +52,26 @@ class Unpruned(nn.Module):
 
 
 class Prepared(TileEncoder):
-    """An encoder whose work is done: its tiles hold features, hidden states and projected tokens.
+    """An encoder whose work is done: its "tiles" are projected tokens and, beside them, hidden states.
 
-    Only the saliency is still to compute, from the hidden states at its block.
+    Only the saliency is still to compute, from the hidden states at its block. Taking the two apart costs a copy, which
+    counts as the pruner's.
     """
 
     def __init__(self, block: Any, newline: Tensor) -> None:
         super().__init__()
         self.block, self.row_end = block, newline
-        self.features = self.hidden = torch.zeros(0)
 
     def encode(self, tiles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `TileEncoder.encode`."""
-        attention = self.block.self_attn
-        normed = self.block.layer_norm1(self.hidden)
-        heads = [x.reshape(TILES, -1, HEADS, WIDTH // HEADS).transpose(1, 2) for x in
-                 (attention.q_proj(normed[:, :1]) * attention.scale, attention.k_proj(normed))]  # fmt: skip
-        return self.features, cls_attention(*heads), self.hidden[:, 0]
+        attention, hidden = self.block.self_attn, tiles[..., HIDDEN:]
+        normed = self.block.layer_norm1(hidden)
+        query = self._heads(attention.q_proj(normed[:, :1]) * attention.scale)
+        return tiles[:, 1:, :HIDDEN], cls_attention(query, self._heads(attention.k_proj(normed))), hidden[:, 0]
+
+    @staticmethod
+    def _heads(x: Tensor) -> Tensor:
+        return x.reshape(TILES, -1, HEADS, WIDTH // HEADS).transpose(1, 2)  # (T, heads, s, d)
 
     def project(self, features: Tensor) -> Tensor:
         """Nothing: the features are projected."""
@@ -79,20 +81,6 @@ class Prepared(TileEncoder):
     def newline(self) -> Tensor:
         """See `TileEncoder.newline`."""
         return self.row_end
-
-
-class PrunerOnly(nn.Module):
-    """The vision graph without encoder and projector: projected features and hidden states are inputs."""
-
-    def __init__(self, graph: VisionGraph, prepared: Prepared) -> None:
-        super().__init__()
-        self.graph, self.prepared = graph, prepared
-
-    def forward(self, features: Tensor, hidden: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the vision graph's outputs."""
-        self.prepared.features, self.prepared.hidden = features, hidden
-        outputs: tuple[Tensor, ...] = self.graph(torch.zeros(1, TILES, 1, 1, 1), *inputs)
-        return outputs[:5]
 
 
 def main() -> None:
@@ -119,8 +107,13 @@ def main() -> None:
 def build(folder: Path, keep: Fraction) -> dict[str, tuple[Any, dict[str, Any]]]:
     """Return each graph's session and inputs."""
     vision = CLIPVisionConfig(
-        hidden_size=WIDTH, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=HEADS, image_size=336, patch_size=14
-    )  # fmt: skip
+        hidden_size=WIDTH,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=HEADS,
+        image_size=336,
+        patch_size=14,
+    )
     text = LlamaConfig(hidden_size=HIDDEN, intermediate_size=64, num_hidden_layers=1, vocab_size=8)
     model = LlavaNextForConditionalGeneration(LlavaNextConfig(vision_config=vision, text_config=text)).eval()
     encoder = LlavaNext.build_encoder(model, SALIENCY_LAYER)
@@ -147,9 +140,9 @@ def build(folder: Path, keep: Fraction) -> dict[str, tuple[Any, dict[str, Any]]]
         )
         add(mode, VisionGraph(encoder, schedule, mode, "cls_cosine", 0.1), io)
         prepared = Prepared(model.model.vision_tower.encoder.layers[SALIENCY_LAYER], model.model.image_newline)
-        pruner = PrunerOnly(VisionGraph(prepared, schedule, mode, "cls_cosine", 0.1), prepared)
-        hidden = TensorSpec(name="hidden", dtype="float32", shape=(TILES, 1 + TOKENS, WIDTH))
-        add(f"pruner {mode}", pruner, GraphIO(inputs=(projected, hidden, *io.inputs[1:]), outputs=io.outputs))
+        pruner = VisionGraph(prepared, schedule, mode, "cls_cosine", 0.1)
+        done = TensorSpec(name="pixel_values", dtype="float32", shape=(1, TILES, 1 + TOKENS, HIDDEN + WIDTH))
+        add(f"pruner {mode}", pruner, GraphIO(inputs=(done, *io.inputs[1:]), outputs=io.outputs, probes=io.probes))
     return sessions
 
 
