@@ -8,14 +8,20 @@ from typing import Any
 
 import jinja2
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ptp.errors import PromptError
 
 SENTINEL = "\uf8f1\uf8f2\uf8f1"
 """Stands for the question while its place is looked for: private-use characters, which no template contains."""
+
+MAX_SOURCE = 1 << 16
+MAX_TEXT = 1 << 20
+"""Characters of a template and of a prompt; real ones have thousands and, with the question, tens of thousands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +40,8 @@ class Rendered:
 class ChatTemplate:
     """A chat template in the dialect of transformers (`apply_chat_template`).
 
-    The template comes with a checkpoint, so it runs in jinja's sandbox.
+    The template comes with a checkpoint, so it runs in jinja's sandbox, with bounds on its length, on what it
+    multiplies and on what it writes. What remains is time: nested loops that write nothing are not bounded.
 
     Args:
         source: text of `chat_template.jinja`.
@@ -45,14 +52,16 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-        )
+        if len(source) > MAX_SOURCE:
+            raise PromptError(
+                "the bundle's chat template is too long", got=len(source), expected=f"at most {MAX_SOURCE}"
+            )
+        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         try:
             self._template = environment.from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
+        except (jinja2.TemplateError, RecursionError, MemoryError, OverflowError) as error:
             raise PromptError("the bundle's chat template is not valid", got=error) from error
         self._special_tokens = special_tokens
 
@@ -83,7 +92,7 @@ class ChatTemplate:
     def _render(self, question: str, strftime: Callable[[str], str]) -> str:
         content = [{"type": "image"}, {"type": "text", "text": question}]
         try:
-            return self._template.render(
+            pieces = self._template.generate(
                 messages=[{"role": "user", "content": content}],
                 tools=None,
                 documents=None,
@@ -91,8 +100,27 @@ class ChatTemplate:
                 strftime_now=strftime,
                 **self._special_tokens,
             )
+            text = ""
+            for piece in pieces:
+                text += piece
+                if len(text) > MAX_TEXT:
+                    raise jinja2.TemplateError(f"more than {MAX_TEXT} characters")
+            return text
         except Exception as error:  # a stranger's template can raise anything
             raise PromptError("the bundle's chat template cannot be rendered", got=error) from error
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox with bounded arithmetic: an operator that is listed here is not folded when compiling either."""
+
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Return the result of an operator, or refuse operands that could make it large."""
+        numbers = isinstance(left, int | float) and isinstance(right, int | float)
+        if operator == "**" or not numbers or max(abs(left), abs(right)) > MAX_TEXT:
+            raise SecurityError(f"{operator} is limited to numbers up to {MAX_TEXT}, and ** is not allowed")
+        return super().call_binop(context, operator, left, right)
 
 
 class _Generation(Extension):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich import progress as bars
 from rich.console import Console
+from rich.markup import escape
 from rich.text import Text
 
 from ptp.bundle import open_bundle, read_manifest
@@ -18,6 +19,8 @@ from ptp.bundle.hashes import Progress
 from ptp.errors import ConfigError, PromptError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from ptp.bundle import Manifest
     from ptp.runtime.vision import VisualTokens
 
@@ -49,14 +52,20 @@ def run(
     """Answer a question about an image, printing the answer as it is generated."""
     # these load numpy and ONNX Runtime, which `ptp --help` does not need
     from ptp.runtime.pipeline import Pipeline
+    from ptp.runtime.preprocess.images import load_image
+    from ptp.runtime.sampling import Sampling
     from ptp.runtime.tables import visual_json
 
+    # whatever can be refused is refused before gigabytes are read
+    Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=tuple(stop or ()))
     if show:
         check_png(show, "--show")
+    read_manifest(bundle)
+    loaded = load_image(image)
     with hash_progress() as progress:
         pipeline = Pipeline.load(bundle, provider=provider, threads=threads, progress=progress)
     generation = pipeline.stream(
-        image,
+        loaded,
         prompt,
         alpha=alpha,
         max_new_tokens=max_new_tokens,
@@ -66,13 +75,13 @@ def run(
         stop=tuple(stop or ()),
     )
     if show:
-        _write_picture(show, image, generation.visual, pipeline.manifest)
+        _write_picture(show, loaded, generation.visual, pipeline.manifest)
     if as_json:
         result = asdict(generation.answer()) | {"visual_tokens": visual_json(generation.visual, pipeline.manifest)}
         typer.echo(json.dumps(result, ensure_ascii=False))
         return
     for piece in generation:
-        print(piece, end="", flush=True)
+        print("".join(c for c in piece if c.isprintable() or c in "\n\t"), end="", flush=True)
     print()
 
 
@@ -88,6 +97,7 @@ def inspect(
 ) -> None:
     """Show what a bundle holds; with an image, which of its tokens are kept."""
     from ptp.runtime.pipeline import encode, graph_loader
+    from ptp.runtime.preprocess.images import load_image
     from ptp.runtime.tables import bundle_tables, visual_json, visual_table
     from ptp.runtime.vision import VisualEncoder
 
@@ -102,9 +112,10 @@ def inspect(
         opened = open_bundle(bundle, progress=progress)
     visual = None
     if image is not None:
+        loaded = load_image(image)
         encoder = VisualEncoder(opened, graph_loader("onnxruntime", provider=provider, threads=threads))
-        visual = encode(encoder, image, prompt, alpha=alpha)
-        _write_picture(out, image, visual, manifest)
+        visual = encode(encoder, loaded, prompt, alpha=alpha)
+        _write_picture(out, loaded, visual, manifest)
     if as_json:
         result = json.loads(manifest.to_json())
         if visual:
@@ -131,11 +142,10 @@ def check_png(path: Path, option: str) -> None:
         raise ConfigError(f"{option} cannot be written", got=path, expected="a file in a folder that exists")
 
 
-def _write_picture(path: Path, image: Path, visual: "VisualTokens", manifest: "Manifest") -> None:
+def _write_picture(path: Path, image: "Image", visual: "VisualTokens", manifest: "Manifest") -> None:
     from ptp.runtime.picture import draw_kept
-    from ptp.runtime.preprocess.images import load_image
 
-    picture = draw_kept(load_image(image), visual, manifest)
+    picture = draw_kept(image, visual, manifest)
     try:
         picture.save(path, format="PNG")
     except OSError as error:
@@ -157,7 +167,7 @@ def hash_progress(show_after: float = SHOW_AFTER) -> Iterator[Progress]:
 
     def say(name: str, done: int, total: int) -> None:
         if name not in tasks:
-            tasks[name] = progress.add_task(name, total=total)
+            tasks[name] = progress.add_task(escape(name), total=total)
         progress.update(tasks[name], completed=done, visible=done < total)
         if not progress.live.is_started and time.monotonic() - started >= show_after:
             progress.start()

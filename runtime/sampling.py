@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from ptp.errors import BackendError, ConfigError
 
+COLDEST = 1e-6
+"""Temperatures below count as this one: the most likely token takes it all, and float32 still divides by it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -76,7 +79,7 @@ class Sampler:
 def warp(logits: NDArray[np.float32], temperature: float, top_p: float) -> NDArray[np.float32]:
     """Return logits (V,) after temperature and top-p, −∞ where top-p excludes a token; as transformers' warpers do."""
     with np.errstate(over="ignore"):  # a temperature near 0 may overflow; the shift keeps the largest at 0
-        warped: NDArray[np.float32] = (logits - logits.max()) / np.float32(temperature)
+        warped: NDArray[np.float32] = (logits - logits.max()) / np.float32(max(temperature, COLDEST))
     if top_p < 1:
         order = np.argsort(warped, kind="stable")
         excluded = softmax(warped[order]).cumsum() <= 1 - top_p

@@ -82,6 +82,8 @@ class Prompter:
         image_token = self._prompting.image_token
         if not question.strip():
             raise PromptError("the question is empty")
+        if any("\ud800" <= character <= "\udfff" for character in question):
+            raise PromptError("the question is not valid Unicode text", got=repr(question[:80]))
         if image_token in question:
             raise PromptError(f"the question contains the image token {image_token}", do="leave it out")
         rendered = self._template.render(question)

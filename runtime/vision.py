@@ -186,5 +186,7 @@ def require_names(spec: GraphSpec, *, inputs: Sequence[str], outputs: Sequence[s
     problems += [f"no output {name}" for name in outputs if name not in found_outputs]
     if problems:
         raise SchemaError(
-            f"this version cannot run {spec.file}", got=", ".join(problems), do="export the bundle with this version"
+            f"this version cannot run {spec.file}",
+            got=", ".join(problems[:8]),
+            do="export the bundle with this version",
         )

@@ -203,6 +203,7 @@ def _manifest(vocabulary: int) -> dict[str, Any]:
             "saliency_layer": 0,
             "region": "cls_cosine",
             "region_temperature": 0.1,
+            "thumbnail": "ratio",
             "newline": "keep",
             "positions": "original",
         },

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from ptp.bundle.manifest import MANIFEST_NAME
 from ptp.cli import main
 from ptp.demo import CHECKPOINT
+from ptp.errors import PtpError
 
 
 @pytest.fixture
@@ -140,3 +141,51 @@ def test_a_dry_run_prints_the_plan_and_loads_no_weights(capsys, tmp_path, monkey
     assert "keep 0.25 = reduction 0.75: 16 thumbnail + 32 crops = 48 of 192 tokens, + 8 newline rows, K = 56" in lines
     assert any(line.startswith("memory, estimated: export ") for line in lines)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize("option", [["--temperature", "-1"], ["--top-p", "0"], ["--max-new-tokens", "0"]])
+def test_sampling_out_of_range_is_refused(refused, demo_bundle, photos, option):
+    refused("run", demo_bundle, "--image", photos["cat"], "--prompt", "What?", *option)
+
+
+def test_the_coldest_temperature_takes_the_most_likely_token(demo_bundle, photos, capsys):
+    answers = []
+    for temperature in ("0", "1e-50"):
+        with pytest.raises(SystemExit):
+            main(["run", str(demo_bundle), "--image", str(photos["cat"]), "--prompt", "What is in the picture?",
+                  "--temperature", temperature])  # fmt: skip
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] != ""
+
+
+def test_a_prompt_that_is_no_text_is_refused(refused, demo_bundle, photos):
+    line = refused("run", demo_bundle, "--image", photos["cat"], "--prompt", "\udcff\udcfe hi")
+    assert "not valid Unicode text" in line
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_loaded(refused, tmp_path):
+    (tmp_path / "file").write_text("x")
+    assert "file/out cannot be made" in refused("export", "--keep", "0.5", "--out", tmp_path / "file" / "out")
+
+
+def test_errors_of_the_system_are_one_line(refused, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device", "onnx/model.onnx")
+
+    monkeypatch.setattr("ptp.export.pipeline.export", full)
+    assert "No space left on device; got onnx/model.onnx" in refused("export", "--keep", "0.5", "--out", "out")
+
+
+def test_an_error_never_commands_the_terminal():
+    assert str(PtpError("bad \x1b[2J\x07 name", got="a\nb")) == "bad �[2J� name; got a b"
+
+
+@pytest.mark.parametrize("name", ["a[/b]", "ck[v2]"])
+def test_brackets_in_names_are_printed_as_they_are(name, tmp_path, capsys):
+    folder = shutil.copytree(CHECKPOINT, tmp_path / "x" / name) if "/" not in name else tmp_path / "a[" / "b]"
+    if "/" in name:
+        shutil.copytree(CHECKPOINT, folder)
+    with pytest.raises(SystemExit) as end:
+        main(["export", "--model", str(folder), "--keep", "0.5", "--dry-run"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith(folder.name)

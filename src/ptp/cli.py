@@ -45,10 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted", status=130)
-    except BrokenPipeError:
+    except BrokenPipeError:  # an OSError, so before it
         # the reader of our output is gone: no more output, and no traceback at interpreter exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # a full disk, a folder that may not be written, …
+        _fail(str(PtpError(error.strerror or str(error), got=error.filename)))
 
 
 def export_main() -> None:

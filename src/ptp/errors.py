@@ -36,7 +36,8 @@ class PtpError(Exception):
             parts.append(f"expected {expected}")
         if do is not None:
             parts.append(do)
-        super().__init__(" ".join("; ".join(parts).split()))
+        # one line, and nothing in it that a terminal would obey: parts of it may come from a stranger's file
+        super().__init__("".join(c if c.isprintable() else "�" for c in " ".join("; ".join(parts).split())))
 
 
 class ConfigError(PtpError):

@@ -68,6 +68,20 @@ def test_a_link_out_of_the_bundle_is_refused(copied_bundle, tmp_path):
         open_bundle(copied_bundle)
 
 
+def test_a_file_beside_the_graphs_that_is_not_listed_is_refused(copied_bundle):
+    """A graph's weights may be in any file of its folder, so each of them must have been verified."""
+    (copied_bundle / "onnx" / "weights.bin").write_bytes(b"x")
+    with pytest.raises(IntegrityError, match=r"weights\.bin is not a file of this bundle; remove it"):
+        open_bundle(copied_bundle)
+
+
+def test_a_small_file_that_is_not_small_is_refused_before_it_is_read(copied_bundle):
+    path = copied_bundle / "tokenizer.json"
+    os.truncate(path, (1 << 26) + 1)
+    with pytest.raises(IntegrityError, match=r"tokenizer\.json is too large"):
+        open_bundle(copied_bundle)
+
+
 def test_a_newer_schema_is_refused_with_what_to_do(copied_bundle):
     edit(copied_bundle, lambda data: data.update(schema_version=2))
     with pytest.raises(SchemaError, match="newer schema; got version 2; expected at most 1; install a newer"):
@@ -90,6 +104,14 @@ HOSTILE = {
     "unlisted graph": lambda d: d["graphs"]["embed_tokens"].update(file="onnx/other.onnx"),
     "bad hash": lambda d: d["files"]["config.json"].update(sha256="x"),
     "text version": lambda d: d.update(schema_version="1"),
+    "tile of the graph": lambda d: d["tiling"].update(tile_size=56),
+    "tokens of the graph": lambda d: d["graphs"]["vision_encoder"]["outputs"][0].update(shape=[1, 7, 128]),
+    "layers": lambda d: d["language_model"].update(num_layers=3),
+    "many layers": lambda d: d["language_model"].update(num_layers=1 << 20),
+    "vocabulary": lambda d: d["language_model"].update(vocab_size=5),
+    "prompt": lambda d: d["prompting"].update(max_prompt=63),
+    "terminal escape": lambda d: d["model"].update(id="\x1b]0;owned\x07"),
+    "escape in a path": lambda d: d["files"].update({"a\x1b[2J": d["files"]["config.json"]}),
     "dtype": lambda d: d["graphs"]["vision_encoder"]["inputs"][0].update(dtype="float64"),
 }
 
@@ -139,3 +161,14 @@ def test_a_cache_that_cannot_be_used_costs_only_time(copied_bundle, tmp_path):
         cache.write_text(text)
         assert open_bundle(copied_bundle, hashes=HashCache(cache))
     assert open_bundle(copied_bundle, hashes=HashCache(copied_bundle / "tokenizer.json" / "no"))
+
+
+def test_without_a_home_folder_hashes_are_kept_elsewhere(copied_bundle, tmp_path, monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("pathlib.Path.home", homeless)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert open_bundle(copied_bundle)
+    assert (tmp_path / "ptp-export" / "sha256.json").exists()

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from ptp.bundle.manifest import MANIFEST_NAME
@@ -51,3 +53,27 @@ def test_force_never_replaces_what_is_no_bundle(tmp_path):
     with pytest.raises(ConfigError, match="not a folder"):
         write(tmp_path / "file", "new", force=True)
     assert (tmp_path / "home" / "thesis.tex").exists()
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_done(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(
+        ConfigError, match=r"file/bundle cannot be made; got .*/file; expected a folder that may be written"
+    ):
+        write(tmp_path / "file" / "bundle", "new")
+
+
+def test_a_replacement_that_fails_halfway_puts_the_old_bundle_back(tmp_path, monkeypatch):
+    write(tmp_path / "bundle", "old")
+    rename = Path.rename
+
+    def fail(path, target):
+        if path.name.endswith(".partial"):
+            raise OSError("no")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="no"):
+        write(tmp_path / "bundle", "new", force=True)
+    assert (tmp_path / "bundle" / MANIFEST_NAME).read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1

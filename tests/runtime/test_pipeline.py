@@ -198,14 +198,19 @@ def test_decoders_that_overflow_are_reported(tmp_path: Path) -> None:
 def test_graphs_of_another_contract_are_refused_at_once(tmp_path: Path) -> None:
     bundle = fake(tmp_path)
     graphs = json.loads(bundle.manifest.graphs.model_dump_json())
-    graphs["vision_encoder"]["inputs"][0]["name"] = "pixels"
+    graphs["vision_encoder"]["inputs"][1]["name"] = "sizes"
     del graphs["vision_encoder"]["outputs"][2]
     bundle.manifest = bundle.manifest.model_validate(json.loads(bundle.manifest.to_json()) | {"graphs": graphs})
-    with pytest.raises(SchemaError, match="unknown input pixels, no output num_valid"):
+    with pytest.raises(SchemaError, match="unknown input sizes, no output num_valid"):
         pipeline(bundle)
-    other = fake(tmp_path, language_model={"num_layers": 3})
-    with pytest.raises(SchemaError, match=r"no input past_key_values\.2\.key.*no output present\.2\.value"):
-        pipeline(other)
+    bundle = fake(tmp_path)
+    decoder = json.loads(bundle.manifest.graphs.model_dump_json())
+    for values in decoder["decoder_model_merged"].values():
+        for value in values if isinstance(values, list) else ():
+            value["name"] = value["name"].replace("key_values.0", "key_values.7").replace("present.0", "present.7")
+    bundle.manifest = bundle.manifest.model_validate(json.loads(bundle.manifest.to_json()) | {"graphs": decoder})
+    with pytest.raises(SchemaError, match=r"unknown input past_key_values\.7\.key.*no input past_key_values\.0\.key"):
+        pipeline(bundle)
 
 
 def test_damaged_tokenizers_are_refused(tmp_path: Path) -> None:

@@ -231,3 +231,24 @@ def test_templates_may_write_json_and_the_date() -> None:
     rendered = ChatTemplate(template, {}).render("why")
     assert rendered.text == '4 {"a": "<é>"} [\n 2,\n 1\n]<image>why!!'
     assert [rendered.text[slice(*span)] for span in rendered.question] == ["why"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 10**(10**8) }}",
+        "{{ ('x' * 10**9) | length }}",
+        "{{ 'x' * 1000000000 }}",
+        "{{ '%1000000000d' % 1 }}",
+        "{% for i in range(2000) %}{% for j in range(2000) %}{{ messages }}{% endfor %}{% endfor %}",
+        "x" * ((1 << 16) + 1),
+    ],
+)
+def test_templates_that_would_exhaust_the_machine_are_refused(source: str) -> None:
+    with pytest.raises(PromptError):
+        ChatTemplate(source, {}).render("hi")
+
+
+def test_a_template_may_count() -> None:
+    source = "{% for m in messages %}{{ loop.index0 % 2 * 3 }}{{ m.content[1].text }}{% endfor %}"
+    assert ChatTemplate(source, {}).render("hi").text == "0hi"

@@ -26,6 +26,13 @@ def sha256_of(path: Path, progress: Progress | None = None) -> str:
     return digest.hexdigest()
 
 
+def _cache_folder() -> Path:
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # no home folder
+        return Path(tempfile.gettempdir())
+
+
 class HashCache:
     """SHA-256 of files that did not change since they were last read.
 
@@ -35,8 +42,7 @@ class HashCache:
     """
 
     def __init__(self, file: Path | None = None) -> None:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self._file = file or home / "ptp-export" / "sha256.json"
+        self._file = file or _cache_folder() / "ptp-export" / "sha256.json"
         self._entries: dict[str, list[object]] = {}
         with contextlib.suppress(OSError, ValueError):
             entries = json.loads(self._file.read_text(encoding="utf-8"))

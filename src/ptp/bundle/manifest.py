@@ -20,6 +20,9 @@ SCHEMA_VERSION: Literal[1] = 1
 MAX_FILE_BYTES = 1 << 40
 MAX_DIMENSION = 1 << 20
 
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", max_length=1000)]
+"""Text that is shown to a person: no control characters, which a terminal would obey."""
+
 Count = Annotated[int, Field(ge=0, le=MAX_DIMENSION)]
 Size = Annotated[int, Field(ge=1, le=MAX_DIMENSION)]
 Dtype = Literal["float32", "float16", "int64", "int32", "bool"]
@@ -38,17 +41,21 @@ class _Model(BaseModel):
 class TensorSpec(_Model):
     """Name, element type and shape of a graph's input or output; a string is a dimension named at run time."""
 
-    name: str = Field(min_length=1)
+    name: Line = Field(min_length=1)
     dtype: Dtype
-    shape: tuple[Size | str, ...]
+    shape: tuple[Size | Line, ...]
 
 
 class GraphSpec(_Model):
     """One ONNX graph of the bundle: its file and its inputs and outputs."""
 
-    file: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    file: Line
+    inputs: tuple[TensorSpec, ...] = Field(max_length=4096)
+    outputs: tuple[TensorSpec, ...] = Field(max_length=4096)
+
+    def shapes(self) -> dict[str, tuple[int | str, ...]]:
+        """Return the shapes of inputs and outputs by name, without the batch axis."""
+        return {spec.name: spec.shape[1:] for spec in (*self.inputs, *self.outputs)}
 
 
 class FileEntry(_Model):
@@ -61,9 +68,9 @@ class FileEntry(_Model):
 class ModelInfo(_Model):
     """Which checkpoint was exported. `revision` is the Hugging Face commit, absent for a local folder."""
 
-    id: str
-    revision: str | None
-    family: str
+    id: Line
+    revision: Line | None
+    family: Line
     precision: Precision
 
 
@@ -124,7 +131,7 @@ class Tiling(_Model):
         rescale_factor: what a pixel value 0..255 is multiplied with, before (x − mean) / std.
     """
 
-    tile_size: Size
+    tile_size: int = Field(ge=1, le=8192)
     tokens_per_side: Size
     max_tiles: Size
     grids: tuple[Grid, ...] = Field(min_length=1, max_length=1024)
@@ -178,7 +185,7 @@ class Prompting(_Model):
 class LanguageModel(_Model):
     """Sizes of the decoder and of its key/value cache."""
 
-    num_layers: Size
+    num_layers: int = Field(ge=1, le=1024)
     num_kv_heads: Size
     head_dim: Size
     hidden_size: Size
@@ -221,7 +228,7 @@ class Manifest(_Model):
     """The whole of `ptp_config.json`."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    tools: dict[str, str]
+    tools: dict[Line, Line]
     opset: int = Field(ge=18, le=20)
     model: ModelInfo
     pruning: Pruning
@@ -229,7 +236,7 @@ class Manifest(_Model):
     prompting: Prompting
     language_model: LanguageModel
     graphs: Graphs
-    files: dict[str, FileEntry]
+    files: dict[Line, FileEntry]
     parity: Parity
 
     @field_validator("files")
@@ -246,6 +253,30 @@ class Manifest(_Model):
         for graph in self.graphs.all:
             if graph.file not in self.files:
                 raise ValueError(f"graph file {graph.file!r} is not among the files")
+        return self
+
+    @model_validator(mode="after")
+    def _graphs_have_the_sizes_that_are_stated(self) -> "Manifest":
+        tiling, text, kept = self.tiling, self.language_model, self.pruning.num_kept
+        vision, decoder = self.graphs.vision_encoder.shapes(), self.graphs.decoder_model_merged.shapes()
+        cache = [name for name in decoder if name.startswith("past_key_values.")]
+        stated: dict[str, tuple[object, object]] = {
+            "pixel_values": (vision.get("pixel_values"), (tiling.max_tiles, 3, tiling.tile_size, tiling.tile_size)),
+            "image_features": (vision.get("image_features"), (kept, text.hidden_size)),
+            "image_positions": (vision.get("image_positions"), (kept,)),
+            "tile_budgets": (vision.get("tile_budgets"), (tiling.max_tiles,)),
+            "logits": (decoder.get("logits"), (1, text.vocab_size)),
+            "cache tensors": (len(cache), 2 * text.num_layers),
+            "cache sizes": (
+                {(decoder[name][0], decoder[name][-1]) for name in cache},
+                {(text.num_kv_heads, text.head_dim)},
+            ),
+        }
+        if "prompt_embeds" in vision:
+            stated["prompt_embeds"] = (vision["prompt_embeds"], (self.prompting.max_prompt, text.hidden_size))
+        for name, (found, expected) in stated.items():
+            if found != expected:
+                raise ValueError(f"{name} is {found} in the graphs, {expected} by the sizes stated")
         return self
 
     def to_json(self) -> str:

@@ -8,6 +8,10 @@ from ptp.bundle.manifest import MANIFEST_NAME, Manifest
 from ptp.errors import BundleError, IntegrityError
 
 MAX_MANIFEST_BYTES = 1 << 24
+MAX_SMALL_FILE_BYTES = 1 << 26
+"""Bound on every file that is read whole: all but the graphs and their weights."""
+
+GRAPH_FOLDER = "onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,10 @@ def open_bundle(folder: str | Path, *, hashes: HashCache | None = None, progress
         if not path.resolve().is_relative_to(root):
             raise IntegrityError(f"{path} is a link out of the bundle", do="export the bundle again")
         size = path.stat().st_size
+        if size > MAX_SMALL_FILE_BYTES and not name.startswith(f"{GRAPH_FOLDER}/"):
+            raise IntegrityError(
+                f"{path} is too large", got=f"{size} bytes", expected=f"at most {MAX_SMALL_FILE_BYTES}"
+            )
         if size != entry.bytes:
             raise IntegrityError(
                 f"{path} was altered", got=f"{size} bytes", expected=entry.bytes, do="export the bundle again"
@@ -82,4 +90,13 @@ def open_bundle(folder: str | Path, *, hashes: HashCache | None = None, progress
                 expected=f"{entry.sha256[:12]}…",
                 do="export the bundle again",
             )
+    _refuse_unlisted_weights(folder, manifest)
     return Bundle(folder=folder, manifest=manifest)
+
+
+def _refuse_unlisted_weights(folder: Path, manifest: Manifest) -> None:
+    """A graph may name any file beside it as its weights, so there must be none that was not verified."""
+    for path in sorted((folder / GRAPH_FOLDER).rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir() and name not in manifest.files:
+            raise IntegrityError(f"{path} is not a file of this bundle", do="remove it")

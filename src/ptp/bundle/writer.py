@@ -19,6 +19,9 @@ def check_destination(folder: Path, *, force: bool) -> None:
         ConfigError: the folder exists, or is not one that may be replaced.
     """
     if not folder.exists() and not folder.is_symlink():
+        parent = next(parent for parent in folder.absolute().parents if parent.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise ConfigError(f"{folder} cannot be made", got=f"{parent}", expected="a folder that may be written")
         return
     if not force:
         raise ConfigError(f"{folder} exists", do="choose another --out or replace the bundle with --force")
@@ -50,7 +53,12 @@ def staged(folder: Path, *, force: bool) -> Iterator[Path]:
         replaced = folder.parent / f".{folder.name}.{mark}.replaced"
         if folder.exists():
             folder.rename(replaced)
-        stage.rename(folder)
+        try:
+            stage.rename(folder)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(folder)
+            raise
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
