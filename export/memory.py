@@ -68,7 +68,7 @@ def estimate(plan: Plan, checkpoint: Checkpoint) -> Sizes:
     activations = _vision_activations(plan, checkpoint)
     compute = 2 if plan.config.precision == "fp16" else 1
     loaded = BASE_BYTES + itemsize * _parameters(model)
-    parity = (1 + compute) * vision + 2 * activations
+    parity = (1 + compute) * vision + activations
     build = RTX_BASE_BYTES + RTX_WEIGHT_COPIES * vision if tensorrt_rtx.is_installed() else 0
     return Sizes(
         vision=vision,
@@ -85,9 +85,14 @@ def _parameters(module: Any) -> int:
 
 
 def _vision_activations(plan: Plan, checkpoint: Checkpoint) -> int:
-    """Return the bytes that one encoder block holds at once in float32: attention of all heads, and the MLP."""
-    vision, tokens = checkpoint.config.vision_config, plan.schedule.tokens_per_tile + 1
-    attention = vision.num_attention_heads * tokens * tokens
-    width = 4 * vision.hidden_size + 2 * vision.intermediate_size
-    values: int = plan.schedule.num_tiles * (2 * attention + tokens * width)
-    return 4 * values
+    """Return the bytes that the largest block holds at once in float32: attention of all heads, and the MLP."""
+    vision, text = checkpoint.config.vision_config, checkpoint.config.text_config
+    largest = plan.schedule.num_tiles * _block_values(vision, plan.schedule.tokens_per_tile + 1)
+    if plan.config.instruction == "attention":
+        largest = max(largest, _block_values(text, plan.config.max_prompt + plan.schedule.max_packed_length))
+    return 4 * largest
+
+
+def _block_values(config: Any, tokens: int) -> int:
+    attention = 2 * config.num_attention_heads * tokens**2
+    return int(attention + tokens * (4 * config.hidden_size + 2 * config.intermediate_size))

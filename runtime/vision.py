@@ -104,7 +104,7 @@ class VisualEncoder:
         if not self.takes_question:
             raise ConfigError(
                 "alpha weighs the question, which this bundle does not look at",
-                do="leave alpha out or export with --instruction similarity",
+                do="leave alpha out or export with --instruction attention",
             )
         if not 0 <= alpha <= 1:
             raise ConfigError("alpha is the weight of the question", got=alpha, expected="0 to 1")

@@ -1,5 +1,6 @@
 """What a model family must supply to be exported; one file beside this one and one line in the table add a family."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,9 +10,10 @@ from ptp.bundle.manifest import Tiling
 from ptp.export.language import EarlyBlocks
 
 
-class TileEncoder(nn.Module):
+class TileEncoder(nn.Module, ABC):
     """Vision encoder and projector of a family, over a flat batch of tiles."""
 
+    @abstractmethod
     def encode(self, tiles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what pruning needs of each tile.
 
@@ -21,16 +23,15 @@ class TileEncoder(nn.Module):
         Returns:
             features (n, N, C) before the projector, token saliency (n, N) float32, CLS embedding (n, C).
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def project(self, features: Tensor) -> Tensor:
         """Return the language model's view (…, H) of features (…, C)."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def newline(self) -> Tensor:
         """The row separator's embedding, (H,)."""
-        raise NotImplementedError
 
 
 class Adapter(Protocol):
