@@ -266,4 +266,5 @@ def _probed_session(path: Path, io: GraphIO) -> Iterator[Any]:
 def _session(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False  # the oracle needs the memory between two runs
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
