@@ -1,18 +1,22 @@
 """Render a chat template for one image and one question, and find the question in the result."""
 
 import json
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
+from functools import reduce, wraps
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
-from jinja2.exceptions import SecurityError
+from jinja2 import nodes, pass_context
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 from ptp.errors import PromptError
 
@@ -22,6 +26,16 @@ SENTINEL = "\uf8f1\uf8f2\uf8f1"
 MAX_SOURCE = 1 << 16
 MAX_TEXT = 1 << 20
 """Characters of a template and of a prompt; real ones have thousands and, with the question, tens of thousands."""
+
+STEP = 64
+MAX_WORK = 1 << 24
+"""Work that a rendering may do: a step is a call, an operator or an item of a loop, long operands count more."""
+
+WIDE = re.compile(r"\d{4}|\*")
+"""A width in a format that makes a long text of a short one."""
+
+LOOP = "items of a loop"  # no template can name this filter
+_work_left: ContextVar[int] = ContextVar("_work_left", default=MAX_WORK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +54,9 @@ class Rendered:
 class ChatTemplate:
     """A chat template in the dialect of transformers (`apply_chat_template`).
 
-    The template comes with a checkpoint, so it runs in jinja's sandbox, with bounds on its length, on what it
-    multiplies and on what it writes. What remains is time: nested loops that write nothing are not bounded.
+    The template comes with a checkpoint, so it runs in jinja's sandbox, with bounds on its length, on the work it
+    does and on what it writes. What remains: the width in `'{:>999999999}'.format(1)`, values nested in each other, and
+    comparisons and slices of long texts are not charged.
 
     Args:
         source: text of `chat_template.jinja`.
@@ -56,13 +71,14 @@ class ChatTemplate:
             raise PromptError(
                 "the bundle's chat template is too long", got=len(source), expected=f"at most {MAX_SOURCE}"
             )
-        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-        environment.filters["tojson"] = _to_json
+        environment = _Sandbox()
+        _work_left.set(MAX_WORK)  # constants are computed while compiling
         environment.globals["raise_exception"] = _raise_exception
         try:
             self._template = environment.from_string(source)
         except (jinja2.TemplateError, RecursionError, MemoryError, OverflowError) as error:
-            raise PromptError("the bundle's chat template is not valid", got=error) from error
+            got = str(error) or type(error).__name__
+            raise PromptError("the bundle's chat template is not valid", got=got) from error
         self._special_tokens = special_tokens
 
     def render(self, question: str) -> Rendered:
@@ -91,6 +107,7 @@ class ChatTemplate:
 
     def _render(self, question: str, strftime: Callable[[str], str]) -> str:
         content = [{"type": "image"}, {"type": "text", "text": question}]
+        _work_left.set(MAX_WORK)
         try:
             pieces = self._template.generate(
                 messages=[{"role": "user", "content": content}],
@@ -100,27 +117,108 @@ class ChatTemplate:
                 strftime_now=strftime,
                 **self._special_tokens,
             )
-            text = ""
-            for piece in pieces:
-                text += piece
-                if len(text) > MAX_TEXT:
-                    raise jinja2.TemplateError(f"more than {MAX_TEXT} characters")
-            return text
+            return _joined(pieces)
         except Exception as error:  # a stranger's template can raise anything
-            raise PromptError("the bundle's chat template cannot be rendered", got=error) from error
+            got = str(error) or type(error).__name__  # MemoryError has no text
+            raise PromptError("the bundle's chat template cannot be rendered", got=got) from error
+
+
+def _spend(amount: int) -> None:
+    left = _work_left.get() - amount
+    _work_left.set(left)
+    if left < 0:
+        raise jinja2.TemplateError("it works too long or makes too large a value")
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, int):
+        return max(1, abs(value))
+    return max(1, len(value)) if isinstance(value, str | list | tuple | dict | range) else 1
+
+
+def _spend_on(*operands: Any) -> None:
+    """Charge an operation whose result and time are at most the product of its operands' sizes."""
+    _spend(max(STEP, math.prod(map(_size, operands))))
+
+
+def _charged(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)  # with jinja's marks of what the filter is passed
+    def call(*args: Any, **kwargs: Any) -> Any:
+        _spend_on(*args, *kwargs.values())
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _items(iterable: Iterable[Any]) -> Iterator[Any]:
+    for item in iterable:
+        _spend(STEP)
+        yield item
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox with bounded arithmetic: an operator that is listed here is not folded when compiling either."""
+    """Jinja's sandbox, in which every operator, call, filter and turn of a loop is charged, constants too."""
 
-    intercepted_binops = frozenset({"*", "**", "%"})
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        del self.globals["lipsum"]  # makes text out of a number
+        self.filters["tojson"] = _to_json
+        self.filters = {name: _charged(function) for name, function in self.filters.items()}
+        self.filters[LOOP] = pass_context(lambda _, iterable: _items(iterable))
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree: nodes.Template = _Charging().visit(super()._parse(source, name, filename))
+        return tree
+
+    @staticmethod
+    def concat(pieces: Iterable[str]) -> str:
+        """Return joined text, as a block or a macro makes it."""
+        return _joined(pieces)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Return the result of an operator, or refuse operands that could make it large."""
-        numbers = isinstance(left, int | float) and isinstance(right, int | float)
-        if operator == "**" or not numbers or max(abs(left), abs(right)) > MAX_TEXT:
-            raise SecurityError(f"{operator} is limited to numbers up to {MAX_TEXT}, and ** is not allowed")
+        """Return the result of an operator."""
+        if operator == "+":
+            _spend(STEP + _size(left) + _size(right))
+        elif operator == "%" and isinstance(left, str) and WIDE.search(left):
+            raise jinja2.TemplateError(f"it formats with {left[:40]!r}")
+        else:
+            _spend_on(left, right)
         return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the result of a function, method or macro."""
+        _spend_on(getattr(__obj, "__self__", None), *args, *kwargs.values())
+        return super().call(__context, __obj, *args, **kwargs)
+
+
+class _Charging(NodeTransformer):
+    """Puts a template's loops and `~` where they can be charged."""
+
+    def visit_For(self, node: nodes.For) -> nodes.For:
+        """Iterate through `_items`."""
+        if node.recursive:
+            raise jinja2.TemplateSyntaxError("recursive loops are not supported", node.lineno)
+        self.generic_visit(node)
+        node.iter = nodes.Filter(node.iter, LOOP, [], [], None, None, lineno=node.lineno)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
+        """Write `a ~ b` as `a|string + b|string`."""
+        self.generic_visit(node)
+        texts = [nodes.Filter(x, "string", [], [], None, None, lineno=node.lineno) for x in node.nodes]
+        return reduce(lambda left, right: nodes.Add(left, right, lineno=node.lineno), texts)  # type: ignore[arg-type, return-value]
+
+
+def _joined(pieces: Iterable[str]) -> str:
+    parts, length = [], 0
+    for piece in pieces:
+        parts.append(piece)
+        length += len(piece)
+        if length > MAX_TEXT:
+            raise jinja2.TemplateError(f"it writes more than {MAX_TEXT} characters")
+    return "".join(parts)
 
 
 class _Generation(Extension):

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich import progress as bars
 from rich.console import Console
-from rich.markup import escape
 from rich.text import Text
 
 from ptp.bundle import open_bundle, read_manifest
@@ -23,6 +22,9 @@ if TYPE_CHECKING:
 
     from ptp.bundle import Manifest
     from ptp.runtime.vision import VisualTokens
+
+CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+"""What a terminal would obey (C0 and C1), for `str.translate`; joiners and wide spaces are text and stay."""
 
 SHOW_AFTER = 2.0
 """Seconds after which verifying a bundle shows a progress bar."""
@@ -55,12 +57,13 @@ def run(
     from ptp.runtime.preprocess.images import load_image
     from ptp.runtime.sampling import Sampling
     from ptp.runtime.tables import visual_json
+    from ptp.runtime.vision import check_alpha
 
     # whatever can be refused is refused before gigabytes are read
     Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=tuple(stop or ()))
     if show:
         check_png(show, "--show")
-    read_manifest(bundle)
+    check_alpha(alpha, read_manifest(bundle).pruning)
     loaded = load_image(image)
     with hash_progress() as progress:
         pipeline = Pipeline.load(bundle, provider=provider, threads=threads, progress=progress)
@@ -81,7 +84,7 @@ def run(
         typer.echo(json.dumps(result, ensure_ascii=False))
         return
     for piece in generation:
-        print("".join(c for c in piece if c.isprintable() or c in "\n\t"), end="", flush=True)
+        print(piece.translate(CONTROLS), end="", flush=True)
     print()
 
 
@@ -99,7 +102,7 @@ def inspect(
     from ptp.runtime.pipeline import encode, graph_loader
     from ptp.runtime.preprocess.images import load_image
     from ptp.runtime.tables import bundle_tables, visual_json, visual_table
-    from ptp.runtime.vision import VisualEncoder
+    from ptp.runtime.vision import VisualEncoder, check_alpha
 
     manifest = read_manifest(bundle)
     if image is None and (prompt is not None or alpha is not None):
@@ -108,11 +111,12 @@ def inspect(
         check_png(out, "--out")
         if prompt is None and manifest.pruning.instruction != "none":
             raise PromptError("this bundle chooses tokens by the question", do="give one with --prompt")
+        check_alpha(alpha, manifest.pruning)
+        loaded = load_image(image)
     with hash_progress() as progress:
         opened = open_bundle(bundle, progress=progress)
     visual = None
     if image is not None:
-        loaded = load_image(image)
         encoder = VisualEncoder(opened, graph_loader("onnxruntime", provider=provider, threads=threads))
         visual = encode(encoder, loaded, prompt, alpha=alpha)
         _write_picture(out, loaded, visual, manifest)
@@ -159,7 +163,7 @@ def hash_progress(show_after: float = SHOW_AFTER) -> Iterator[Progress]:
     Args:
         show_after: seconds before the bar appears.
     """
-    columns = (bars.TextColumn("verifying {task.description}"), bars.BarColumn(), bars.DownloadColumn())
+    columns = (bars.TextColumn("verifying {task.description}", markup=False), bars.BarColumn(), bars.DownloadColumn())
     console = Console(stderr=True)
     # a log file gets nothing: Rich would write an empty line into it
     progress = bars.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -167,7 +171,7 @@ def hash_progress(show_after: float = SHOW_AFTER) -> Iterator[Progress]:
 
     def say(name: str, done: int, total: int) -> None:
         if name not in tasks:
-            tasks[name] = progress.add_task(escape(name), total=total)
+            tasks[name] = progress.add_task(name, total=total)
         progress.update(tasks[name], completed=done, visible=done < total)
         if not progress.live.is_started and time.monotonic() - started >= show_after:
             progress.start()

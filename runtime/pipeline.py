@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 from PIL import Image
 
@@ -11,7 +12,7 @@ from ptp.errors import ConfigError
 from ptp.runtime.backends.base import LoadGraph
 from ptp.runtime.decoding import Decoder
 from ptp.runtime.generation import Answer, Generation, check_length, splice
-from ptp.runtime.sampling import Sampling
+from ptp.runtime.sampling import Sampling, SamplingOptions
 from ptp.runtime.vision import VisualEncoder, VisualTokens
 
 BACKENDS = ("onnxruntime",)
@@ -83,11 +84,7 @@ class Pipeline:
         prompt: str,
         *,
         alpha: float | None = None,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: tuple[str, ...] = (),
+        **options: Unpack[SamplingOptions],
     ) -> Generation:
         """Return an iterator over the answer's text, piece by piece; its `answer()` has the whole.
 
@@ -97,11 +94,7 @@ class Pipeline:
             image: a file or an open image.
             prompt: the question.
             alpha: weight of the question in the choice of tokens, 0 to 1; the bundle's own if None.
-            max_new_tokens: most tokens generated.
-            temperature: 0 takes the most likely token, larger values flatten the distribution.
-            top_p: sample among the most likely tokens whose probabilities sum to this, 0 < top_p ≤ 1.
-            seed: of the random numbers; None draws a new one.
-            stop: texts that end the answer; they are not part of it.
+            **options: `max_new_tokens`, `temperature`, `top_p`, `seed` and `stop` of `Sampling`.
 
         Raises:
             ConfigError: an option has a value that cannot be used.
@@ -109,7 +102,7 @@ class Pipeline:
             PromptError: the question is empty or too long, or question, image and answer do not fit the model.
             BackendError: a graph failed.
         """
-        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop)
+        sampling = Sampling(**options)
         question = self._encoder.prompter(prompt)
         embeds = self._encoder.embed(question.ids)
         visual = self._encoder.encode(image, question, embeds, alpha)
@@ -123,23 +116,10 @@ class Pipeline:
         prompt: str,
         *,
         alpha: float | None = None,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: tuple[str, ...] = (),
+        **options: Unpack[SamplingOptions],
     ) -> Answer:
         """Return the whole answer; arguments and errors are those of `stream`."""
-        return self.stream(
-            image,
-            prompt,
-            alpha=alpha,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            stop=stop,
-        ).answer()
+        return self.stream(image, prompt, alpha=alpha, **options).answer()
 
 
 def encode(

@@ -3,15 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptp.errors import BackendError, ConfigError
-
-COLDEST = 1e-6
-"""Temperatures below count as this one: the most likely token takes it all, and float32 still divides by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +45,16 @@ class Sampling:
             raise ConfigError("stop must be texts that are not empty", got=repr(self.stop), expected="('###',)")
 
 
+class SamplingOptions(TypedDict, total=False):
+    """The same as keyword arguments; what is left out has the default of `Sampling`."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int | None
+    stop: tuple[str, ...]
+
+
 class Sampler:
     """Chooses tokens for one answer.
 
@@ -78,8 +85,9 @@ class Sampler:
 
 def warp(logits: NDArray[np.float32], temperature: float, top_p: float) -> NDArray[np.float32]:
     """Return logits (V,) after temperature and top-p, −∞ where top-p excludes a token; as transformers' warpers do."""
-    with np.errstate(over="ignore"):  # a temperature near 0 may overflow; the shift keeps the largest at 0
-        warped: NDArray[np.float32] = (logits - logits.max()) / np.float32(max(temperature, COLDEST))
+    # the shift keeps the largest at 0; any temperature above 0 is one in float64, and may overflow the rest to −∞
+    with np.errstate(over="ignore"):
+        warped: NDArray[np.float32] = ((logits - logits.max()).astype(np.float64) / temperature).astype(np.float32)
     if top_p < 1:
         order = np.argsort(warped, kind="stable")
         excluded = softmax(warped[order]).cumsum() <= 1 - top_p

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ptp.anyres import PackedLayout
 from ptp.bundle import Bundle
-from ptp.bundle.manifest import GraphSpec, Tiling
+from ptp.bundle.manifest import GraphSpec, Pruning, Tiling
 from ptp.errors import ConfigError, PromptError, SchemaError
 from ptp.runtime.backends.base import DTYPES, Array, LoadGraph
 from ptp.runtime.preprocess.images import load_image
@@ -93,23 +93,6 @@ class VisualEncoder:
         embeds: Array = self._embed.run(feeds)["inputs_embeds"].numpy()[0]
         return embeds
 
-    def check_alpha(self, alpha: float | None) -> float:
-        """Return the weight of the question, the bundle's own if None.
-
-        Raises:
-            ConfigError: it is not 0 to 1, or is given although the bundle does not look at the question.
-        """
-        if alpha is None:
-            return self.manifest.pruning.alpha
-        if not self.takes_question:
-            raise ConfigError(
-                "alpha weighs the question, which this bundle does not look at",
-                do="leave alpha out or export with --instruction attention",
-            )
-        if not 0 <= alpha <= 1:
-            raise ConfigError("alpha is the weight of the question", got=alpha, expected="0 to 1")
-        return alpha
-
     def encode(
         self, image: str | Path | Image.Image, prompt: Prompt | None, embeds: Array | None, alpha: float | None
     ) -> VisualTokens:
@@ -127,7 +110,7 @@ class VisualEncoder:
             ImageError: the image cannot be read.
             BackendError: the vision graph failed.
         """
-        weight = self.check_alpha(alpha)
+        weight = check_alpha(alpha, self.manifest.pruning)
         tiles = make_tiles(load_image(image), self.manifest.tiling)
         values: dict[str, Array] = {
             "pixel_values": tiles.pixel_values[None],  # (1, T, 3, S, S)
@@ -165,6 +148,24 @@ class VisualEncoder:
             "question_mask": question_mask,
             "prefix_length": np.array([len(prompt.prefix)]),
         }
+
+
+def check_alpha(alpha: float | None, pruning: Pruning) -> float:
+    """Return the weight of the question, the bundle's own if None.
+
+    Raises:
+        ConfigError: it is not 0 to 1, or is given although the bundle does not look at the question.
+    """
+    if alpha is None:
+        return pruning.alpha
+    if pruning.instruction == "none":
+        raise ConfigError(
+            "alpha weighs the question, which this bundle does not look at",
+            do="leave alpha out or export with --instruction similarity",
+        )
+    if not 0 <= alpha <= 1:
+        raise ConfigError("alpha is the weight of the question", got=alpha, expected="0 to 1")
+    return alpha
 
 
 def require_names(spec: GraphSpec, *, inputs: Sequence[str], outputs: Sequence[str], subset: bool = False) -> None:

@@ -75,6 +75,13 @@ def test_a_file_beside_the_graphs_that_is_not_listed_is_refused(copied_bundle):
         open_bundle(copied_bundle)
 
 
+def test_a_folder_beside_the_graphs_that_is_a_link_is_refused(copied_bundle, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (copied_bundle / "onnx" / "more").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(IntegrityError, match="more is not a file of this bundle"):
+        open_bundle(copied_bundle)
+
+
 def test_a_small_file_that_is_not_small_is_refused_before_it_is_read(copied_bundle):
     path = copied_bundle / "tokenizer.json"
     os.truncate(path, (1 << 26) + 1)
@@ -86,6 +93,10 @@ def test_a_newer_schema_is_refused_with_what_to_do(copied_bundle):
     edit(copied_bundle, lambda data: data.update(schema_version=2))
     with pytest.raises(SchemaError, match="newer schema; got version 2; expected at most 1; install a newer"):
         open_bundle(copied_bundle)
+
+
+def decoder(data):
+    return data["graphs"]["decoder_model_merged"]
 
 
 HOSTILE = {
@@ -110,6 +121,19 @@ HOSTILE = {
     "many layers": lambda d: d["language_model"].update(num_layers=1 << 20),
     "vocabulary": lambda d: d["language_model"].update(vocab_size=5),
     "prompt": lambda d: d["prompting"].update(max_prompt=63),
+    "scalar cache": lambda d: decoder(d)["inputs"][3].update(shape=[]),
+    "heads of the cache": lambda d: decoder(d)["outputs"][1].update(shape=["b", 9, "t", 32]),
+    "hidden size of the decoder": lambda d: decoder(d)["inputs"][0].update(shape=["b", "s", 64]),
+    "hidden size of the embedding": lambda d: d["graphs"]["embed_tokens"]["outputs"][0].update(shape=["b", "s", 64]),
+    "batch": lambda d: d["graphs"]["vision_encoder"]["inputs"][1].update(shape=[7, 2]),
+    "batch at run time": lambda d: d["graphs"]["vision_encoder"]["inputs"][0].update(shape=["b", 5, 3, 112, 112]),
+    "mask": lambda d: d["graphs"]["vision_encoder"]["inputs"][6].update(shape=[1, 3]),
+    "tokens smaller than pixels": lambda d: d["tiling"].update(tokens_per_side=113),
+    "elements": lambda d: d["graphs"]["vision_encoder"]["inputs"][2].update(shape=[1 << 16, 1 << 16], name="tile_grid"),
+    "graph at another place": lambda d: (
+        d["files"].update({"e.onnx": d["files"]["onnx/embed_tokens.onnx"]}),
+        d["graphs"]["embed_tokens"].update(file="e.onnx"),
+    ),
     "terminal escape": lambda d: d["model"].update(id="\x1b]0;owned\x07"),
     "escape in a path": lambda d: d["files"].update({"a\x1b[2J": d["files"]["config.json"]}),
     "dtype": lambda d: d["graphs"]["vision_encoder"]["inputs"][0].update(dtype="float64"),
@@ -163,7 +187,7 @@ def test_a_cache_that_cannot_be_used_costs_only_time(copied_bundle, tmp_path):
     assert open_bundle(copied_bundle, hashes=HashCache(copied_bundle / "tokenizer.json" / "no"))
 
 
-def test_without_a_home_folder_hashes_are_kept_elsewhere(copied_bundle, tmp_path, monkeypatch):
+def test_without_a_home_folder_hashes_are_not_kept_where_others_can_write(copied_bundle, tmp_path, monkeypatch):
     def homeless():
         raise RuntimeError("Could not determine home directory.")
 
@@ -171,4 +195,4 @@ def test_without_a_home_folder_hashes_are_kept_elsewhere(copied_bundle, tmp_path
     monkeypatch.setattr("pathlib.Path.home", homeless)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert open_bundle(copied_bundle)
-    assert (tmp_path / "ptp-export" / "sha256.json").exists()
+    assert not (tmp_path / "ptp-export").exists()

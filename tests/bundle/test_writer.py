@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from ptp.bundle.manifest import MANIFEST_NAME
-from ptp.bundle.writer import staged
+from ptp.bundle.writer import check_destination, staged
 from ptp.errors import ConfigError
 
 
@@ -63,17 +63,33 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_done(tmp_p
         write(tmp_path / "file" / "bundle", "new")
 
 
-def test_a_replacement_that_fails_halfway_puts_the_old_bundle_back(tmp_path, monkeypatch):
+@pytest.mark.parametrize("force", [False, True])
+def test_a_parent_folder_that_cannot_be_written_is_refused(force, tmp_path, monkeypatch):
+    if force:
+        write(tmp_path / "bundle", "old")
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(ConfigError, match="bundle cannot be made"):
+        check_destination(tmp_path / "bundle", force=force)
+
+
+def test_a_parent_that_is_a_dangling_link_is_refused(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="bundle cannot be made"):
+        check_destination(tmp_path / "link" / "bundle", force=False)
+
+
+@pytest.mark.parametrize("error", [OSError("no"), KeyboardInterrupt("no")])
+def test_a_replacement_that_fails_halfway_puts_the_old_bundle_back(error, tmp_path, monkeypatch):
     write(tmp_path / "bundle", "old")
     rename = Path.rename
 
     def fail(path, target):
         if path.name.endswith(".partial"):
-            raise OSError("no")
+            raise error
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(OSError, match="no"):
+    with pytest.raises(type(error), match="no"):
         write(tmp_path / "bundle", "new", force=True)
     assert (tmp_path / "bundle" / MANIFEST_NAME).read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1

@@ -179,3 +179,32 @@ def test_progress_appears_on_terminals_when_it_takes_long(
     printed = capsys.readouterr().err
     assert ("verifying model.onnx" in printed) == shown
     assert shown or printed == ""
+
+
+def test_answers_hold_no_control_characters_and_keep_their_joiners(
+    demo_bundle: Path, photo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "a\tb\n\x1b[2Jc\x9b3md\r\x07e 👩\u200d👧\u3000你\u00a0क्\u200dष"
+    monkeypatch.setattr(Pipeline, "stream", lambda *args, **options: iter([text]))
+    assert ptp("run", demo_bundle, "--image", photo, "--prompt", QUESTION) == 0
+    assert capsys.readouterr().out == "a\tb\n[2Jc3mde 👩\u200d👧\u3000你\u00a0क्\u200dष\n"
+
+
+@pytest.mark.parametrize("verb", ["run", "inspect"])
+@pytest.mark.parametrize("wrong", ["--alpha", "--image"])
+def test_what_can_be_refused_is_refused_before_the_bundle_is_read(
+    verb: str, wrong: str, copied_bundle: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (copied_bundle / "tokenizer.json").open("ab") as file:
+        file.write(b" ")  # would be found when the files are verified
+    options = {"--image": photo, "--prompt": QUESTION} | {wrong: {"--alpha": 2, "--image": "none.png"}[wrong]}
+    extra = ["--out", photo.parent / "kept.png"] if verb == "inspect" else []
+    assert ptp(verb, copied_bundle, *(x for pair in options.items() for x in pair), *extra) == 1
+    assert {"--alpha": "expected 0 to 1", "--image": "none.png is missing"}[wrong] in capsys.readouterr().err
+
+
+def test_names_of_files_are_no_markup(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    with hash_progress(0) as say:
+        say("a[/b][red].onnx\\", 1, 2)
+    assert "verifying a[/b][red].onnx\\" in capsys.readouterr().err

@@ -247,3 +247,8 @@ def test_command_line_starts_without_numpy() -> None:
     code = "import sys, ptp.runtime.cli; print('numpy' in sys.modules, 'onnxruntime' in sys.modules)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed == "False False\n"
+
+
+def test_options_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="top_k"):
+        pipeline(fake(tmp_path)).generate(IMAGE, "hi", top_k=3)  # type: ignore[call-arg]

@@ -57,8 +57,14 @@ def test_top_p_never_draws_an_excluded_token() -> None:
     assert {sampler.choose(logits) for _ in range(100)} == {0}
 
 
-def test_a_tiny_temperature_is_greedy() -> None:
-    assert Sampler(Sampling(temperature=1e-40, seed=0)).choose(random_logits(0)) == random_logits(0).argmax()
+@pytest.mark.parametrize("temperature", [1e-40, 1e-50, 5e-324])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    assert Sampler(Sampling(temperature=temperature, seed=0)).choose(random_logits(0)) == random_logits(0).argmax()
+
+
+def test_a_huge_temperature_is_uniform_and_leaves_impossible_tokens_out() -> None:
+    sampler = Sampler(Sampling(temperature=1e300, seed=0))
+    assert {sampler.choose(np.array([0, -np.inf, 9], np.float32)) for _ in range(50)} == {0, 2}
 
 
 @pytest.mark.parametrize("logits", [[1, np.nan, 0], [np.inf, 0, 1], [-np.inf] * 3])

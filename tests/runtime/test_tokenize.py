@@ -242,13 +242,39 @@ def test_templates_may_write_json_and_the_date() -> None:
         "{{ '%1000000000d' % 1 }}",
         "{% for i in range(2000) %}{% for j in range(2000) %}{{ messages }}{% endfor %}{% endfor %}",
         "x" * ((1 << 16) + 1),
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for i in [1] recursive %}{{ loop([i]) }}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{% if f(n - 1) or f(n - 1) %}{% endif %}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}",
+        "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+        "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s %}{{ n.s }}{{ n.s }}{% endset %}{% endfor %}",
+        "{% set s = 'x'.ljust(60000) %}{{ s.replace(' ', s) | length }}",
+        "{{ 'x' | center(9000000000) | length }}",
+        "{{ lipsum(n=99999) | length }}",
     ],
 )
 def test_templates_that_would_exhaust_the_machine_are_refused(source: str) -> None:
-    with pytest.raises(PromptError):
-        ChatTemplate(source, {}).render("hi")
+    with pytest.raises(PromptError) as error:
+        ChatTemplate("{{ messages[0].content[1].text }}" + source, {}).render("hi")
+    assert not str(error.value).endswith("got ")
 
 
 def test_a_template_may_count() -> None:
     source = "{% for m in messages %}{{ loop.index0 % 2 * 3 }}{{ m.content[1].text }}{% endfor %}"
     assert ChatTemplate(source, {}).render("hi").text == "0hi"
+
+
+def test_templates_may_do_what_templates_do() -> None:
+    source = (
+        "{{ '=' * 5 }}{{ '%s!' % 'a' }}{{ 'a' ~ 1 ~ none }}{{ ([0] * 2) | length }}{{ 2 ** 3 }}"
+        "{% set n = namespace(i=0) %}{% for i in range(3) if i %}{% set n.i = n.i + i %}{{ loop.last }}{% endfor %}"
+        "{% macro m(x) %}<{{ x | upper }}>{% endmacro %}{{ m('b') }}{% filter trim %} {{ n.i }} {% endfilter %}"
+        "{{ messages[0].content[1].text }}"
+    )
+    assert ChatTemplate(source, {}).render("hi").text == "=====a!a1None28FalseTrue<B>3hi"
+
+
+def test_work_is_counted_for_each_rendering() -> None:
+    template = ChatTemplate("{% for i in range(50000) %}{% endfor %}{{ messages[0].content[1].text }}", {})
+    for _ in range(4):
+        assert template.render("hi").text == "hi"

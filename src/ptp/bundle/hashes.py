@@ -26,11 +26,11 @@ def sha256_of(path: Path, progress: Progress | None = None) -> str:
     return digest.hexdigest()
 
 
-def _cache_folder() -> Path:
+def _cache_file() -> Path | None:
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # no home folder
-        return Path(tempfile.gettempdir())
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ptp-export" / "sha256.json"
+    except RuntimeError:
+        return None  # no home folder; a shared one will not do, another user could write hashes into it
 
 
 class HashCache:
@@ -42,8 +42,10 @@ class HashCache:
     """
 
     def __init__(self, file: Path | None = None) -> None:
-        self._file = file or _cache_folder() / "ptp-export" / "sha256.json"
+        self._file = file or _cache_file()
         self._entries: dict[str, list[object]] = {}
+        if not self._file:
+            return
         with contextlib.suppress(OSError, ValueError):
             entries = json.loads(self._file.read_text(encoding="utf-8"))
             self._entries = entries if isinstance(entries, dict) else {}
@@ -62,6 +64,8 @@ class HashCache:
         return digest
 
     def _save(self) -> None:
+        if not self._file:
+            return
         with contextlib.suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self._file.parent)

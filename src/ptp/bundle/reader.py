@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ptp.bundle.contract import GRAPH_FOLDER
 from ptp.bundle.hashes import HashCache, Progress
 from ptp.bundle.manifest import MANIFEST_NAME, Manifest
 from ptp.errors import BundleError, IntegrityError
@@ -10,8 +11,6 @@ from ptp.errors import BundleError, IntegrityError
 MAX_MANIFEST_BYTES = 1 << 24
 MAX_SMALL_FILE_BYTES = 1 << 26
 """Bound on every file that is read whole: all but the graphs and their weights."""
-
-GRAPH_FOLDER = "onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +66,7 @@ def open_bundle(folder: str | Path, *, hashes: HashCache | None = None, progress
     manifest = read_manifest(folder)
     hashes = hashes or HashCache()
     root = folder.resolve()
+    _refuse_unlisted_weights(folder, manifest)
     for name, entry in manifest.files.items():
         path = folder / name
         if not path.is_file():
@@ -74,7 +74,7 @@ def open_bundle(folder: str | Path, *, hashes: HashCache | None = None, progress
         if not path.resolve().is_relative_to(root):
             raise IntegrityError(f"{path} is a link out of the bundle", do="export the bundle again")
         size = path.stat().st_size
-        if size > MAX_SMALL_FILE_BYTES and not name.startswith(f"{GRAPH_FOLDER}/"):
+        if size > MAX_SMALL_FILE_BYTES and not name.startswith(GRAPH_FOLDER):
             raise IntegrityError(
                 f"{path} is too large", got=f"{size} bytes", expected=f"at most {MAX_SMALL_FILE_BYTES}"
             )
@@ -90,7 +90,6 @@ def open_bundle(folder: str | Path, *, hashes: HashCache | None = None, progress
                 expected=f"{entry.sha256[:12]}…",
                 do="export the bundle again",
             )
-    _refuse_unlisted_weights(folder, manifest)
     return Bundle(folder=folder, manifest=manifest)
 
 
@@ -98,5 +97,6 @@ def _refuse_unlisted_weights(folder: Path, manifest: Manifest) -> None:
     """A graph may name any file beside it as its weights, so there must be none that was not verified."""
     for path in sorted((folder / GRAPH_FOLDER).rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if not path.is_dir() and name not in manifest.files:
+        # a linked folder is not looked into, and would lead out of what was verified
+        if (path.is_symlink() or not path.is_dir()) and name not in manifest.files:
             raise IntegrityError(f"{path} is not a file of this bundle", do="remove it")

@@ -16,12 +16,13 @@ def check_destination(folder: Path, *, force: bool) -> None:
     """Refuse a destination that exists, or with `force` one that holds anything but a bundle.
 
     Raises:
-        ConfigError: the folder exists, or is not one that may be replaced.
+        ConfigError: the folder exists and is not one that may be replaced, or its parent cannot be written.
     """
+    # replacing a bundle writes into its parent folder too
+    parent = next(parent for parent in folder.absolute().parents if parent.exists() or parent.is_symlink())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"{folder} cannot be made", got=f"{parent}", expected="a folder that may be written")
     if not folder.exists() and not folder.is_symlink():
-        parent = next(parent for parent in folder.absolute().parents if parent.exists())
-        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-            raise ConfigError(f"{folder} cannot be made", got=f"{parent}", expected="a folder that may be written")
         return
     if not force:
         raise ConfigError(f"{folder} exists", do="choose another --out or replace the bundle with --force")
@@ -55,7 +56,7 @@ def staged(folder: Path, *, force: bool) -> Iterator[Path]:
             folder.rename(replaced)
         try:
             stage.rename(folder)
-        except OSError:
+        except BaseException:  # an interruption too
             if replaced.exists():
                 replaced.rename(folder)
             raise

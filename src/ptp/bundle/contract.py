@@ -1,0 +1,83 @@
+"""What the graphs must look like by the manifest's other facts."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ptp.bundle.manifest import GraphSpec, Manifest
+
+Shape = tuple[int | str, ...]
+
+GRAPH_FOLDER = "onnx/"
+"""Where the graphs and their weights are, and nothing else that is not listed."""
+
+ANY = "?"
+"""Stands for a dimension that is named at run time."""
+
+
+def disagreements(manifest: "Manifest") -> list[str]:
+    """Return every graph whose place and every tensor whose shape contradicts the manifest's other facts.
+
+    A name that is not known is not looked at: each graph's user knows which names it needs.
+    """
+    graphs, text = manifest.graphs, manifest.language_model
+    problems = [f"graph file {x.file!r} is not among the files" for x in graphs.all if x.file not in manifest.files]
+    problems += [
+        f"graph file {x.file!r} is not in {GRAPH_FOLDER}" for x in graphs.all if not x.file.startswith(GRAPH_FOLDER)
+    ]
+    cache = (ANY, text.num_kv_heads, ANY, text.head_dim)
+    problems += _misfits(graphs.vision_encoder, _vision_shapes(manifest))
+    embeds: dict[str, Shape] = {"input_ids": (ANY, ANY), "inputs_embeds": (ANY, ANY, text.hidden_size)}
+    problems += _misfits(graphs.embed_tokens, embeds)
+    decoder: dict[str, Shape] = {
+        "inputs_embeds": (ANY, ANY, text.hidden_size),
+        "attention_mask": (ANY, ANY),
+        "position_ids": (ANY, ANY),
+        "logits": (ANY, 1, text.vocab_size),
+    }
+    spec = graphs.decoder_model_merged
+    for prefix, tensors in (("past_key_values.", spec.inputs), ("present.", spec.outputs)):
+        names = [x.name for x in tensors if x.name.startswith(prefix)]
+        if len(names) != 2 * text.num_layers:
+            problems.append(f"{len(names)} tensors {prefix}* for {text.num_layers} layers")
+        decoder |= dict.fromkeys(names, cache)
+    return problems + _misfits(spec, decoder)
+
+
+def _vision_shapes(manifest: "Manifest") -> dict[str, Shape]:
+    tiling, text, kept = manifest.tiling, manifest.language_model, manifest.pruning.num_kept
+    longest, size = manifest.prompting.max_prompt, tiling.tile_size
+    pixels = next((x.shape for x in manifest.graphs.vision_encoder.inputs if x.name == "pixel_values"), ())
+    batch = pixels[0] if pixels and isinstance(pixels[0], int) else 1
+    return {
+        "pixel_values": (batch, tiling.max_tiles, 3, size, size),
+        "image_sizes": (batch, 2),
+        "tile_grid": (batch, 2),
+        "alpha": (1,),
+        "prompt_embeds": (batch, longest, text.hidden_size),
+        "prompt_mask": (batch, longest),
+        "question_mask": (batch, longest),
+        "prefix_length": (batch,),
+        "image_features": (batch, kept, text.hidden_size),
+        "image_positions": (batch, kept),
+        "num_valid": (batch,),
+        "tile_budgets": (batch, tiling.max_tiles),
+        "packed_length": (batch,),
+    }
+
+
+def _misfits(graph: "GraphSpec", expected: dict[str, Shape]) -> list[str]:
+    return [
+        f"{spec.name} is {_text(spec.shape)} in {graph.file} and {_text(expected[spec.name])} by the other facts"
+        for spec in (*graph.inputs, *graph.outputs)
+        if spec.name in expected and not _fits(spec.shape, expected[spec.name])
+    ]
+
+
+def _fits(found: Shape, expected: Shape) -> bool:
+    return len(found) == len(expected) and all(
+        isinstance(size, str) if wanted == ANY else size == wanted for size, wanted in zip(found, expected, strict=True)
+    )
+
+
+def _text(shape: Shape) -> str:
+    return f"[{', '.join(map(str, shape))}]"
