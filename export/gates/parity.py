@@ -30,7 +30,7 @@ ALPHA = 0.375
 
 @dataclass(frozen=True, kw_only=True)
 class ImageParity:
-    """How far the graph is from its oracle on one image; differences are relative to the oracle's largest value."""
+    """How far the graph is from its oracle on one image, as `tolerances.py` measures it."""
 
     height: int
     width: int

@@ -219,8 +219,9 @@ class Parity(_Model):
 
     Attributes:
         images: image sizes (height, width) on which the graph was compared with the reference.
-        max_feature_difference: largest |graph − transformers| over the features, relative to their largest value.
-        max_score_difference: the same over the scores that decide the selection.
+        max_feature_difference: largest |graph − transformers| / |transformers| of a feature row, in Euclidean length.
+        max_score_difference: largest |graph − transformers| of the scores that decide the selection, relative to their
+            largest value.
         kept_indices_equal: kept positions equal the reference's on every image (an export is refused otherwise).
         tensorrt_rtx: version whose builder accepted the vision graph; absent where it was not installed.
     """
