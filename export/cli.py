@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from ptp.alpha import parse_alpha
 from ptp.bundle.manifest import Instruction, NewlinePolicy, PositionPolicy, Precision, RegionRule, ThumbnailPolicy
 from ptp.bundle.summary import budget_line, human_bytes
 from ptp.errors import ConfigError
@@ -22,13 +23,16 @@ Opt = typer.Option
 
 def export(
     model: Annotated[str, Opt(help="short name (demo, llava-next, …), Hugging Face id, or checkpoint folder")] = "demo",
-    keep: Annotated[str | None, Opt(help="fraction of visual tokens kept, 0 < keep ≤ 1")] = None,
+    keep: Annotated[
+        str | None, Opt(metavar="R|MIN:OPT:MAX", help="fraction of visual tokens kept; a range to choose at run time")
+    ] = None,
     reduction: Annotated[str | None, Opt(help="fraction dropped; the same as --keep 1 − R")] = None,
     out: Annotated[Path | None, Opt(help="bundle to write (default: <model>-keep<R>)")] = None,
     instruction: Annotated[Instruction, Opt(help="how the question takes part in the choice")] = "attention",
-    alpha: Annotated[float | None, Opt(help="default weight of the question, 0 to 1 (default: 0.5)")] = None,
+    alpha: Annotated[str | None, Opt(help="default weight of the question, 0 to 1 or auto (default: 0.5)")] = None,
     dtype: Annotated[Precision, Opt(help="type of weights, inputs and outputs")] = "fp32",
     max_prompt: Annotated[int, Opt(help="most text tokens of a prompt, template included")] = 256,
+    batch: Annotated[int, Opt(help="images of one call of the vision graph")] = 1,
     region: Annotated[RegionRule, Opt(help="what a crop's share of the budget follows")] = "cls_cosine",
     thumbnail: Annotated[ThumbnailPolicy, Opt(help="where the thumbnail's budget comes from")] = "ratio",
     newline: Annotated[NewlinePolicy, Opt(help="row separators: keep all, or drop all")] = "keep",
@@ -46,15 +50,18 @@ def export(
     from ptp.export.pipeline import export as run_export
     from ptp.export.plan import make_plan
 
-    fraction = parse_keep(keep, reduction)
+    fraction, keep_range = parse_keep(keep, reduction)
+    name = "-".join(f"{float(bound):g}" for bound in keep_range or (fraction,))
     config = ExportConfig(
         model=model,
-        out=out or Path(f"{Path(model).name}-keep{float(fraction):g}"),
+        out=out or Path(f"{Path(model).name}-keep{name}"),
         keep=fraction,
+        keep_range=keep_range,
         instruction=instruction,
-        alpha=alpha,
+        alpha=parse_alpha(alpha),
         precision=dtype,
         max_prompt=max_prompt,
+        batch=batch,
         region=region,
         thumbnail=thumbnail,
         newline=newline,
@@ -103,7 +110,7 @@ def _print_plan(console: Console, plan: "Plan", checkpoint: Any) -> None:
         f"[bold]{escape(checkpoint.id)}[/bold]  {checkpoint.config.model_type}, {plan.config.precision}",
         budget_line(plan.pruning, tiling),
         f"tiles: T = {tiling.max_tiles} of {tiling.tile_size}×{tiling.tile_size} pixels, "
-        f"N = {tiling.tokens_per_tile} tokens each; grids {grids}",
+        f"N = {tiling.tokens_per_tile} tokens each; grids {grids}; {plan.config.batch} image(s) a call",
         f"levels: thumbnail {plan.schedule.levels.thumbnail}, crops {plan.schedule.levels.crops}, "
         f"newline {plan.schedule.levels.newline}",
         f"instruction: {plan.config.instruction}; saliency from vision block {plan.saliency_layer}",
@@ -111,7 +118,7 @@ def _print_plan(console: Console, plan: "Plan", checkpoint: Any) -> None:
         f"hidden {text.hidden_size}, vocabulary {text.vocab_size}",
         f"weights: vision {human_bytes(sizes.vision)}, embedding {human_bytes(sizes.embed)}, "
         f"decoder {human_bytes(sizes.decoder)}",
-        f"KV cache at {plan.config.max_prompt} + {plan.schedule.num_kept} tokens: {human_bytes(sizes.cache)}",
+        f"KV cache at {plan.config.max_prompt} + {plan.schedule.num_kept_range[1]} tokens: {human_bytes(sizes.cache)}",
         f"memory, estimated: export {human_bytes(sizes.export)}, run on the CPU {human_bytes(sizes.run)}",
     ]
     for line in lines:

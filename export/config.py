@@ -5,15 +5,31 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal, get_args
 
+from ptp.alpha import check_alpha
 from ptp.anyres import Grid
-from ptp.bundle.manifest import Instruction, NewlinePolicy, PositionPolicy, Precision, RegionRule, ThumbnailPolicy
+from ptp.budgets import parse_fraction
+from ptp.bundle.manifest import (
+    Alpha,
+    Instruction,
+    NewlinePolicy,
+    PositionPolicy,
+    Precision,
+    RegionRule,
+    ThumbnailPolicy,
+)
 from ptp.errors import ConfigError
+
+KeepRange = tuple[Fraction, Fraction]
+"""Smallest and largest fraction that may be asked for at run time."""
 
 DEFAULT_ALPHA = 0.5
 """α of the paper."""
 
 REGION_TEMPERATURE = 0.1
 """τ of the softmax over crops; our choice, the paper does not state one."""
+
+MAX_BATCH = 64
+"""Images of one call: beyond, a graph's activations outgrow every board this is for."""
 
 Opset = Literal[18, 19, 20]
 
@@ -26,10 +42,12 @@ class ExportConfig:
         model: short name, Hugging Face id, or checkpoint folder.
         out: folder to write.
         keep: fraction of visual tokens kept, 0 < keep ≤ 1.
+        keep_range: smallest and largest fraction that may be asked for at run time; None fixes `keep` in the graph.
         instruction: how the question takes part in the choice.
-        alpha: default weight of the question, 0 to 1; 0.5 if None. Not with `instruction="none"`.
+        alpha: default weight of the question, 0 to 1 or `auto`; 0.5 if None. Not with `instruction="none"`.
         precision: fp32 or fp16 weights, inputs and outputs.
         max_prompt: most text tokens of a prompt, template included.
+        batch: images of one call of the vision graph, each with its own size, grid and question.
         region: what a crop's share of the budget follows.
         thumbnail: where the thumbnail's budget comes from.
         newline: keep every row separator, or drop them all.
@@ -46,10 +64,12 @@ class ExportConfig:
     model: str
     out: Path
     keep: Fraction
+    keep_range: KeepRange | None = None
     instruction: Instruction = "attention"
-    alpha: float | None = None
+    alpha: Alpha | None = None
     precision: Precision = "fp32"
     max_prompt: int = 256
+    batch: int = 1
     region: RegionRule = "cls_cosine"
     thumbnail: ThumbnailPolicy = "ratio"
     newline: NewlinePolicy = "keep"
@@ -66,8 +86,10 @@ class ExportConfig:
             )
         if self.instruction == "none" and self.alpha is not None:
             raise ConfigError("--alpha weighs the question, and --instruction none does not look at it")
-        if self.alpha is not None and not 0 <= self.alpha <= 1:
-            raise ConfigError("--alpha is the weight of the question", got=self.alpha, expected="0 to 1")
+        if self.alpha is not None:
+            check_alpha(self.alpha)
+        if not 1 <= self.batch <= MAX_BATCH:
+            raise ConfigError("--batch is a number of images", got=self.batch, expected=f"1 to {MAX_BATCH}")
         if not 1 <= self.max_prompt <= 8192:
             raise ConfigError("--max-prompt is a number of text tokens", got=self.max_prompt, expected="1 to 8192")
         if self.opset not in get_args(Opset):
@@ -76,8 +98,12 @@ class ExportConfig:
             )
 
 
-def parse_keep(keep: str | None, reduction: str | None) -> Fraction:
-    """Return the fraction to keep from `--keep` or `--reduction`, exactly as written in decimal.
+def parse_keep(keep: str | None, reduction: str | None) -> tuple[Fraction, KeepRange | None]:
+    """Return the fraction to keep from `--keep` or `--reduction`, exactly as written, and its range if one is given.
+
+    Args:
+        keep: a fraction, or `min:opt:max`.
+        reduction: a fraction.
 
     Raises:
         ConfigError: both or neither are given, or one is not a number in range.
@@ -87,16 +113,21 @@ def parse_keep(keep: str | None, reduction: str | None) -> Fraction:
         raise ConfigError(
             "say how many tokens to keep once", got=got, expected="--keep R or --reduction R (= 1 − keep)"
         )
-    name, text = ("--keep", keep) if keep is not None else ("--reduction", reduction)
-    try:
-        value = Fraction(str(text))
-    except (ValueError, ZeroDivisionError) as error:
-        raise ConfigError(f"{name} is not a number", got=repr(text), expected="a fraction such as 0.25") from error
-    if name == "--reduction" and not 0 <= value < 1:
-        raise ConfigError("--reduction is the fraction of tokens dropped", got=text, expected="0 ≤ reduction < 1")
-    if name == "--keep" and not 0 < value <= 1:
-        raise ConfigError("--keep is the fraction of tokens kept", got=text, expected="0 < keep ≤ 1")
-    return value if name == "--keep" else 1 - value
+    if reduction is not None:
+        value = parse_fraction(reduction, "--reduction")
+        if not 0 <= value < 1:
+            raise ConfigError(
+                "--reduction is the fraction of tokens dropped", got=reduction, expected="0 ≤ reduction < 1"
+            )
+        return 1 - value, None
+    values = [parse_fraction(text, "--keep") for text in str(keep).split(":")]
+    if any(not 0 < value <= 1 for value in values):
+        raise ConfigError("--keep is the fraction of tokens kept", got=keep, expected="0 < keep ≤ 1")
+    if len(values) == 1:
+        return values[0], None
+    if len(values) != 3 or values != sorted(values):
+        raise ConfigError("--keep is not a range", got=keep, expected="MIN:OPT:MAX in this order, such as 0.1:0.25:0.5")
+    return values[1], (values[0], values[2])
 
 
 def parse_grid(text: str) -> Grid:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import onnx_ir as ir
 
 from ptp.errors import LintError
-from ptp.ptp_graph.select import TOPK_LIMIT
+from ptp.ptp_graph.schedule import TOPK_LIMIT
 
 Rule = Callable[[ir.Model], Iterator[str]]
 
@@ -91,13 +91,14 @@ def ranks(model: ir.Model) -> Iterator[str]:
 
 
 def topk(model: ir.Model) -> Iterator[str]:
-    """K is at most 3840 in every version, and constant; keys are INT32, since tie order is undocumented."""
+    """K is at most 3840 in every version, and a constant or an input; keys are INT32: tie order is undocumented."""
     for node in model.graph.all_nodes():
         if node.op_type != "TopK":
             continue
         count = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
         if count is None:
-            yield f"TopK whose K is not a constant ({node.name})"
+            if not _is_an_input(node.inputs[1]):
+                yield f"TopK whose K is neither a constant nor an input ({node.name})"
         elif int(count.numpy().item()) > TOPK_LIMIT:
             yield f"TopK with K = {int(count.numpy().item())}, more than {TOPK_LIMIT} ({node.name})"
         if node.inputs[0] is not None and node.inputs[0].dtype != ir.DataType.INT32:
@@ -125,12 +126,13 @@ def inputs_are_not_outputs(model: ir.Model) -> Iterator[str]:
 
 
 def static_shapes(model: ir.Model) -> Iterator[str]:
-    """Every dimension is a number: one optimisation profile, one CUDA graph, memory known before the build."""
+    """Every dimension is a number, or one that an input of its name gives: shapes never depend on the image."""
+    given = {value.name for value in model.graph.inputs}
     for value in _values(model):
         shape = _shape(value)
         if shape is None:
             yield f"value {value.name} of unknown shape"
-        elif not all(isinstance(size, int) for size in shape):
+        elif not all(isinstance(size, int) or size.value in given for size in shape):
             yield f"value {value.name} of dynamic shape {value.shape}"
 
 
@@ -151,6 +153,20 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
     yield from model.graph.initializers.values()
     for node in model.graph.all_nodes():
         yield from (value for value in node.outputs if value.name)
+
+
+def _is_an_input(value: ir.Value | None) -> bool:
+    """Return whether a value is a graph input as it is, but for its rank."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type not in ("Reshape", "Squeeze", "Unsqueeze", "Identity") and not _takes_first(node):
+            return False
+        value = node.inputs[0]
+    return value is not None and value.is_graph_input() and value.dtype == ir.DataType.INT64
+
+
+def _takes_first(node: ir.Node) -> bool:
+    index = ir.convenience.get_const_tensor(node.inputs[1]) if node.op_type == "Gather" and node.inputs[1] else None
+    return index is not None and not index.numpy().any()
 
 
 def _shape(value: ir.Value | None) -> ir.Shape | None:

@@ -63,7 +63,7 @@ def estimate(plan: Plan, checkpoint: Checkpoint) -> Sizes:
         )
     )
     text = plan.language_model
-    tokens = plan.config.max_prompt + plan.schedule.num_kept
+    tokens = plan.config.max_prompt + plan.schedule.num_kept_range[1]
     cache = 2 * text.num_layers * text.num_kv_heads * text.head_dim * itemsize * tokens
     activations = _vision_activations(plan, checkpoint)
     compute = 2 if plan.config.precision == "fp16" else 1
@@ -87,9 +87,10 @@ def _parameters(module: Any) -> int:
 def _vision_activations(plan: Plan, checkpoint: Checkpoint) -> int:
     """Return the bytes that the largest block holds at once in float32: attention of all heads, and the MLP."""
     vision, text = checkpoint.config.vision_config, checkpoint.config.text_config
-    largest = plan.schedule.num_tiles * _block_values(vision, plan.schedule.tokens_per_tile + 1)
+    largest = plan.config.batch * plan.schedule.num_tiles * _block_values(vision, plan.schedule.tokens_per_tile + 1)
     if plan.config.instruction == "attention":
-        largest = max(largest, _block_values(text, plan.config.max_prompt + plan.schedule.max_packed_length))
+        tokens = plan.config.max_prompt + plan.schedule.max_packed_length
+        largest = max(largest, plan.config.batch * _block_values(text, tokens))
     return 4 * largest
 
 

@@ -22,6 +22,7 @@ from ptp.export.config import ExportConfig
 from ptp.export.decoder import DecoderGraph, EmbedGraph
 from ptp.export.gates.parity import ImageParity, check_parity
 from ptp.export.lint import lint
+from ptp.export.passes import ShareWeights, shared_bytes
 from ptp.export.plan import Plan, make_plan
 from ptp.export.specs import GraphIO
 from ptp.export.to_onnx import save, trace
@@ -38,10 +39,11 @@ TOOLS = ("ptp-export", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime"
 
 @dataclass(frozen=True, kw_only=True)
 class VisionCheck:
-    """What the gates saw: images compared, and the engine build where the builder is installed."""
+    """What the gates saw: images compared, the engine build where the builder is installed, weights shared."""
 
     images: list[ImageParity]
     build: tensorrt_rtx.BuildReport | None
+    shared_bytes: int
 
 
 def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
@@ -70,11 +72,12 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
         if not (stage / "generation_config.json").exists():
             model.generation_config.to_json_file(stage / "generation_config.json")
 
-        vision, check = _export_vision(plan, checkpoint, model, stage, say)
-        del model.model.vision_tower  # its weights are on disk and are not needed again
-        gc.collect()
         embed = _write(EmbedGraph(model), plan.embed_io, "embed_tokens", plan, stage, say)
         decoder = _write(DecoderGraph(model), plan.decoder_io, "decoder_model_merged", plan, stage, say)
+        # on disk, and not needed again: the vision graph and its gates look at the first two blocks alone
+        del model.lm_head, model.model.language_model.layers[2:]
+        gc.collect()
+        vision, check = _export_vision(plan, checkpoint, model, stage / decoder.file, stage, say)
         del model
 
         _write_report(stage / "report.json", plan, check, time.perf_counter() - started)
@@ -101,13 +104,13 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
 
 
 def _export_vision(
-    plan: Plan, checkpoint: Checkpoint, model: Any, stage: Path, say: Progress
+    plan: Plan, checkpoint: Checkpoint, model: Any, decoder: Path, stage: Path, say: Progress
 ) -> tuple[GraphSpec, VisionCheck]:
-    """Write the vision graph and put it through the three gates."""
+    """Write the vision graph, its language model's weights shared with the decoder; put it through the three gates."""
     size = plan.tiling.tile_size
     model.config.image_grid_pinpoints = [[rows * size, columns * size] for rows, columns in plan.tiling.grids]
     graph = build_vision_graph(plan, checkpoint, model)
-    spec = _write(graph, plan.vision_io, "vision_encoder", plan, stage, say, static=True)
+    spec = _write(graph, plan.vision_io, "vision_encoder", plan, stage, say, static=True, beside=decoder)
     gc.collect()
     path = stage / spec.file
     images = check_parity(
@@ -116,17 +119,27 @@ def _export_vision(
     build = None
     if tensorrt_rtx.is_installed():
         say("building with TensorRT-RTX", None, None)
-        build = tensorrt_rtx.try_build(path)
-    return spec, VisionCheck(images=images, build=build)
+        build = tensorrt_rtx.try_build(path, plan.num_kept_profile)
+    return spec, VisionCheck(images=images, build=build, shared_bytes=shared_bytes(path))
 
 
 def _write(
-    module: nn.Module, io: GraphIO, name: str, plan: Plan, stage: Path, say: Progress, *, static: bool = False
+    module: nn.Module,
+    io: GraphIO,
+    name: str,
+    plan: Plan,
+    stage: Path,
+    say: Progress,
+    *,
+    static: bool = False,
+    beside: Path | None = None,
 ) -> GraphSpec:
-    """Trace, lint and write one graph."""
+    """Trace, lint and write one graph; weights that the graph `beside` it holds are referred to."""
     say(f"tracing {name}", None, None)
     model = trace(module, io, opset=plan.config.opset)
     lint(model, name, static=static)
+    if beside is not None:
+        ShareWeights(beside)(model)
     file = f"onnx/{name}{SUFFIX[plan.config.precision]}.onnx"
     say(f"writing {name}", None, None)
     save(model, stage / file)
@@ -152,6 +165,7 @@ def _write_report(path: Path, plan: Plan, check: VisionCheck, seconds: float) ->
         "pruning": plan.pruning.model_dump(),
         "images": [image.to_dict() for image in check.images],
         "tensorrt_rtx": vars(check.build) if check.build else None,
+        "shared_weight_bytes": check.shared_bytes,
         "seconds": round(seconds, 1),
         "machine": {"system": platform.platform(), "python": sys.version.split()[0]},
     }

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ptp.bundle.manifest import LanguageModel, Pruning, Tiling
+from ptp.bundle.manifest import Alpha, KeepRange, LanguageModel, Pruning, Tiling
 from ptp.errors import ConfigError
 from ptp.export.checkpoint import Checkpoint
 from ptp.export.config import DEFAULT_ALPHA, REGION_TEMPERATURE, ExportConfig
@@ -35,6 +35,7 @@ class Plan:
         """The manifest's record of how tokens are chosen."""
         return Pruning(
             keep=float(self.schedule.keep),
+            keep_range=self._keep_range,
             levels=self.schedule.levels,
             num_kept=self.schedule.num_kept,
             instruction=self.config.instruction,
@@ -48,7 +49,21 @@ class Plan:
         )
 
     @property
-    def _alpha(self) -> float:
+    def _keep_range(self) -> KeepRange | None:
+        if self.schedule.keep_range is None:
+            return None
+        low, high = self.schedule.keep_range
+        min_kept, max_kept = self.schedule.num_kept_range
+        return KeepRange(min=float(low), max=float(high), min_kept=min_kept, max_kept=max_kept)
+
+    @property
+    def num_kept_profile(self) -> dict[str, tuple[int, int, int]]:
+        """Smallest, preferred and largest K of an engine, by the input's name; empty where K is fixed."""
+        low, high = self.schedule.num_kept_range
+        return {"num_kept": (low, self.schedule.num_kept, high)} if self.schedule.keep_range else {}
+
+    @property
+    def _alpha(self) -> Alpha:
         if self.config.instruction == "none":
             return 0.0
         return DEFAULT_ALPHA if self.config.alpha is None else self.config.alpha
@@ -63,6 +78,7 @@ class Plan:
             tile_size=self.tiling.tile_size,
             hidden_size=self.language_model.hidden_size,
             max_prompt=self.config.max_prompt,
+            batch=self.config.batch,
         )
 
     @property
@@ -94,6 +110,7 @@ def make_plan(config: ExportConfig, checkpoint: Checkpoint) -> Plan:
         tiling = tiling.model_copy(update={"grids": (config.grid,), "max_tiles": tiles})
     schedule = Schedule(
         keep=config.keep,
+        keep_range=config.keep_range,
         side=tiling.tokens_per_side,
         grids=tiling.grids,
         newline=config.newline,

@@ -34,8 +34,9 @@ def vision_io(
     max_prompt: int,
     batch: int = 1,
 ) -> GraphIO:
-    """Return the contract of `vision_encoder.onnx`; every dimension is a number."""
-    floats, tiles, kept = FLOAT[precision], schedule.num_tiles, schedule.num_kept
+    """Return the contract of `vision_encoder.onnx`; every dimension is a number, but for a K chosen at run time."""
+    floats, tiles = FLOAT[precision], schedule.num_tiles
+    kept: int | str = "num_kept" if schedule.keep_range else schedule.num_kept
     inputs = [
         _tensor("pixel_values", floats, batch, tiles, 3, tile_size, tile_size),
         _tensor("image_sizes", "int64", batch, 2),
@@ -47,21 +48,25 @@ def vision_io(
     ]
     if instruction != "none":
         inputs += [
-            _tensor("alpha", "float32", 1),
+            _tensor("alpha", "float32", batch),
             _tensor("prompt_embeds", floats, batch, max_prompt, hidden_size),
             _tensor("prompt_mask", "bool", batch, max_prompt),
             _tensor("question_mask", "bool", batch, max_prompt),
             _tensor("prefix_length", "int64", batch),
         ]
         probes.append(_tensor("relevance", "float32", batch, tiles, schedule.tokens_per_tile))
-    outputs = (
+    if schedule.keep_range:
+        inputs.append(_tensor("num_kept", "int64", 1))
+    outputs = [
         _tensor("image_features", floats, batch, kept, hidden_size),
         _tensor("image_positions", "int64", batch, kept),
         _tensor("num_valid", "int64", batch),
         _tensor("tile_budgets", "int32", batch, tiles),
         _tensor("packed_length", "int64", batch),
-    )
-    return GraphIO(inputs=tuple(inputs), outputs=outputs, probes=tuple(probes))
+    ]
+    if instruction != "none":
+        outputs.append(_tensor("effective_alpha", "float32", batch))
+    return GraphIO(inputs=tuple(inputs), outputs=tuple(outputs), probes=tuple(probes))
 
 
 def embed_io(model: LanguageModel, precision: Precision) -> GraphIO:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -19,6 +20,9 @@ from ptp.export.specs import GraphIO
 INLINE_LIMIT = 64 << 20
 """Bytes of weights up to which a model is one file; above, they stand beside it and are streamed."""
 
+SMALLEST_WEIGHT = 256
+"""Bytes from which a constant may stand outside: runtimes read shapes from the file itself."""
+
 # Example sizes of dynamic dimensions: above 1, since torch.export makes constants of 0 and 1, and all different.
 EXAMPLE = {"batch_size": 2, "sequence_length": 3, "past_sequence_length": 5, "total_sequence_length": 8}
 
@@ -27,7 +31,7 @@ def trace(module: nn.Module, io: GraphIO, *, opset: int) -> ir.Model:
     """Trace a module with `torch.onnx.export` and bring the result into its contract.
 
     Args:
-        module: takes the contract's inputs in order and returns its outputs, then its probes.
+        module: takes the contract's inputs, by name or the cache as a star; returns its outputs, then its probes.
         io: the contract.
         opset: ONNX opset, 18 to 20.
 
@@ -38,12 +42,11 @@ def trace(module: nn.Module, io: GraphIO, *, opset: int) -> ir.Model:
     with _quiet(), torch.inference_mode():
         program = torch.onnx.export(
             module.eval(),
-            tuple(_example(spec) for spec in io.inputs),
+            **_arguments(io),
             dynamo=True,
             opset_version=opset,
             input_names=[spec.name for spec in io.inputs],
             output_names=outputs,
-            dynamic_shapes=_dynamic_shapes(module, io),
             verbose=False,
         )
     if program is None:
@@ -56,10 +59,21 @@ def trace(module: nn.Module, io: GraphIO, *, opset: int) -> ir.Model:
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """Write a model to disk, tensor by tensor; large weights go to `<path>_data`."""
-    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    """Write a model to disk, tensor by tensor; large weights go to `<path>_data`, shared ones stay where they are."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    ir.save(model, path, external_data=f"{path.name}_data" if weights > INLINE_LIMIT else None)
+    own = {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+        and value.const_value.nbytes >= SMALLEST_WEIGHT
+        and not isinstance(value.const_value, ir.ExternalTensor)
+    }
+    if sum(tensor.nbytes for tensor in own.values()) > INLINE_LIMIT:
+        data = f"{path.name}_data"
+        written = ir.external_data.convert_tensors_to_external(list(own.values()), path.parent, data)
+        for name, tensor in zip(own, written, strict=True):
+            model.graph.initializers[name].const_value = tensor
+    ir.save(model, path)
 
 
 def _example(spec: TensorSpec) -> Tensor:
@@ -69,14 +83,16 @@ def _example(spec: TensorSpec) -> Tensor:
     return torch.ones(shape, dtype=dtype)
 
 
-def _dynamic_shapes(module: nn.Module, io: GraphIO) -> tuple[object, ...] | None:
-    shapes = [{i: size for i, size in enumerate(spec.shape) if isinstance(size, str)} for spec in io.inputs]
-    if not any(shapes):
-        return None
-    # forward(inputs_embeds, attention_mask, position_ids, *past): the star takes a tuple of its own
-    cache = sum(spec.name.startswith("past_key_values") for spec in io.inputs)
-    plain = len(shapes) - cache
-    return (*shapes[:plain], tuple(shapes[plain:])) if cache else tuple(shapes)
+def _arguments(io: GraphIO) -> dict[str, Any]:
+    """Return example inputs and their dynamic dimensions, as arguments of `torch.onnx.export`."""
+    examples = {spec.name: _example(spec) for spec in io.inputs}
+    shapes = {spec.name: {i: size for i, size in enumerate(spec.shape) if isinstance(size, str)} for spec in io.inputs}
+    cache = [name for name in examples if name.startswith("past_key_values")]
+    if cache:  # forward(inputs_embeds, attention_mask, position_ids, *past): the star takes a tuple of its own
+        plain = [name for name in examples if name not in cache]
+        dynamic = (*(shapes[name] for name in plain), tuple(shapes[name] for name in cache))
+        return {"args": tuple(examples.values()), "dynamic_shapes": dynamic}
+    return {"args": (), "kwargs": examples, "dynamic_shapes": shapes if any(shapes.values()) else None}
 
 
 def _check_contract(model: ir.Model, io: GraphIO) -> None:

@@ -1,10 +1,12 @@
 """The vision graph: encoder, pruning and packing as one static module."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ptp.budgets import thumbnail_budget
 from ptp.bundle.manifest import Instruction, RegionRule
 from ptp.export.adapters.base import TileEncoder
 from ptp.export.checkpoint import Checkpoint
@@ -17,6 +19,21 @@ from ptp.ptp_graph.region import region_weights
 from ptp.ptp_graph.relevance import attention_relevance, cosine_relevance, instruction_sequence
 from ptp.ptp_graph.schedule import Schedule
 from ptp.ptp_graph.select import Selection, select, top_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracedLevels:
+    """Budgets of the levels in a trace: numbers, or (1,) int32 tensors where K is an input of the graph.
+
+    Attributes:
+        thumbnail: the thumbnail's own tokens.
+        crops: tokens that the regions divide.
+        num_kept: K, newline tokens included.
+    """
+
+    thumbnail: int | Tensor
+    crops: int | Tensor
+    num_kept: int
 
 
 class VisionGraph(nn.Module):
@@ -58,11 +75,12 @@ class VisionGraph(nn.Module):
         prompt_mask: Tensor | None = None,
         question_mask: Tensor | None = None,
         prefix_length: Tensor | None = None,
+        num_kept: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Return image_features, image_positions, num_valid, tile_budgets, packed_length, then the probes.
 
-        Inputs are those of `export/specs.py`; `prefix_length` is part of every instruction mode's contract, though
-        `similarity` does not read it.
+        With an instruction, effective_alpha comes before the probes. Inputs are those of `export/specs.py`;
+        `prefix_length` is part of every instruction mode's contract, though `similarity` does not read it.
 
         The probes are the three scores that the choice depends on: token_saliency (B, T, N), region_weights
         (B, T) and, with an instruction, relevance (B, T, N). They are outputs of the traced graph only; the
@@ -74,9 +92,10 @@ class VisionGraph(nn.Module):
         )  # (B, T, N, C), (B, T, N), (B, T, C)
         slots = packed_slots(image_sizes, tile_grid, schedule)
         valid = slots.valid[:, : schedule.num_tokens].reshape(*tiles, -1)  # (B, T, N)
-        budgets, weights = self._budgets(saliency, cls, slots, valid)
+        levels = self._levels(num_kept)
+        budgets, weights = self._budgets(saliency, cls, slots, valid, levels)
 
-        probes = [saliency, weights]
+        outputs, probes = [], [saliency, weights]
         if self.instruction == "none":
             scores = minmax(saliency, valid)
         else:
@@ -85,15 +104,33 @@ class VisionGraph(nn.Module):
             features = self.encoder.project(features)  # (B, T, N, H)
             relevance = self._relevance(features, slots, prompt_embeds, prompt_mask, question_mask, prefix_length)
             relevance = relevance.reshape(valid.shape)  # (B, T, N)
-            scores = fuse(saliency, relevance, alpha, valid)
+            scores, effective_alpha = fuse(saliency, relevance, alpha, valid)
+            outputs.append(effective_alpha)
             probes.append(relevance)
 
-        selection = select(top_tokens(scores, valid, budgets), slots, schedule)
+        selection = select(top_tokens(scores, valid, budgets), slots, schedule, levels.num_kept)
         kept = self._gather(features, selection)
         length = slots.length.squeeze(-1).to(torch.int64)
-        return (kept, selection.positions, selection.num_valid, budgets, length, *probes)
+        return (kept, selection.positions, selection.num_valid, budgets, length, *outputs, *probes)
 
-    def _budgets(self, saliency: Tensor, cls: Tensor, slots: PackedSlots, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def _levels(self, num_kept: Tensor | None) -> "TracedLevels":
+        """Return the budgets of the levels, from the input K where the graph has one."""
+        schedule, levels = self.schedule, self.schedule.levels
+        if num_kept is None:
+            return TracedLevels(thumbnail=levels.thumbnail, crops=levels.crops, num_kept=levels.total)
+        tokens = (num_kept - levels.newline).to(torch.int32)  # (1,)
+        thumbnail = thumbnail_budget(
+            tokens, schedule.thumbnail, num_tiles=schedule.num_tiles, tokens_per_tile=schedule.tokens_per_tile
+        )
+        count: Any = num_kept.item()  # int() would make a constant of it
+        low, high = schedule.num_kept_range
+        torch._check(low <= count)  # type: ignore[no-untyped-call]  # the trace's bounds of K
+        torch._check(count <= high)  # type: ignore[no-untyped-call]
+        return TracedLevels(thumbnail=thumbnail, crops=tokens - thumbnail, num_kept=count)
+
+    def _budgets(
+        self, saliency: Tensor, cls: Tensor, slots: PackedSlots, valid: Tensor, levels: "TracedLevels"
+    ) -> tuple[Tensor, Tensor]:
         """Return budgets (B, T) int32 and region weights (B, T) float32 of the tiles."""
         schedule = self.schedule
         tile = torch.arange(schedule.num_tiles, dtype=torch.int32)[None]  # (1, T)
@@ -109,8 +146,8 @@ class VisionGraph(nn.Module):
             temperature=self.region_temperature,
             schedule=schedule,
         )
-        divided = allocate(quantise(weights, capacity), capacity, schedule.levels.crops)
-        return divided + torch.where(tile > 0, 0, schedule.levels.thumbnail).to(torch.int32), weights
+        divided = allocate(quantise(weights, capacity), capacity, levels.crops)
+        return divided + torch.where(tile > 0, 0, levels.thumbnail).to(torch.int32), weights
 
     def _relevance(
         self,

@@ -20,7 +20,7 @@ def quantise(weights: Tensor, capacity: Tensor) -> Tensor:
     return torch.where(capacity > 0, torch.where(levels < 1, 1, levels), 0)
 
 
-def allocate(levels: Tensor, capacity: Tensor, budget: int) -> Tensor:
+def allocate(levels: Tensor, capacity: Tensor, budget: int | Tensor) -> Tensor:
     """Divide a budget in proportion to integer weights, no crop above its capacity, largest remainder last.
 
     With n_t = min(capacity_t, λ·w_t) and Σ n_t = total, crop t is saturated exactly when
@@ -31,7 +31,7 @@ def allocate(levels: Tensor, capacity: Tensor, budget: int) -> Tensor:
     Args:
         levels: (B, C) int32 weights from `quantise`.
         capacity: (B, C) int32.
-        budget: tokens to divide; what exceeds the capacities is not handed out.
+        budget: tokens to divide, a number or (1,) int32; what exceeds the capacities is not handed out.
 
     Returns:
         (B, C) int32, summing to min(budget, Σ capacity).

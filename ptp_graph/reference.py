@@ -106,6 +106,34 @@ def divide(budget: int, weights: list[int], capacity: list[int]) -> list[int]:
     return given
 
 
+def adaptive_alpha(
+    schedule: Schedule, image_size: tuple[int, int], grid: Grid, saliency: Floats, relevance: Floats
+) -> float:
+    """Return the α of `--alpha auto`: how few tokens hold the relevance, against how few hold the saliency.
+
+    Args:
+        schedule: static sizes.
+        image_size: height and width in pixels.
+        grid: rows and columns of the crop grid.
+        saliency: (T, N) token saliency b.
+        relevance: (T, N) instruction relevance c.
+    """
+    sources = sorted(s for s in packed_sequence(*image_size, grid, schedule.side) if s != NEWLINE)
+    tiles = np.array(sources) // schedule.tokens_per_tile
+    salient = [scaled(saliency.reshape(-1)[sources][tiles == t]) for t in np.unique(tiles)]
+    peaks = [_peakedness(np.concatenate(salient)), _peakedness(scaled(relevance.reshape(-1)[sources]))]
+    return peaks[1] / sum(peaks) if any(peaks) else 0.5
+
+
+def _peakedness(scores: Floats) -> float:
+    """Return 1 less the share of tokens that would hold the same scores in equal parts (participation ratio)."""
+    shares = scores.astype(np.float64)
+    if not shares.any():
+        return 0.0
+    shares /= shares.sum()
+    return 1 - 1 / (len(shares) * float(shares @ shares))
+
+
 def keep_tokens(
     schedule: Schedule,
     image_size: tuple[int, int],

@@ -2,14 +2,17 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
-from math import floor
 
 from ptp.anyres import Grid
+from ptp.budgets import level_budgets
 from ptp.bundle.manifest import Levels, NewlinePolicy, ThumbnailPolicy
 from ptp.errors import ConfigError
 
 WEIGHT_LEVELS = 8192
 """Region weights are quantised to the integers 1..WEIGHT_LEVELS, so that budgets are exact integer arithmetic."""
+
+TOPK_LIMIT = 3840
+"""Most elements that one TopK may return in any version of TensorRT."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +21,7 @@ class Schedule:
 
     Args:
         keep: fraction of visual tokens kept, 0 < keep ≤ 1.
+        keep_range: smallest and largest fraction that may be asked for at run time; None fixes `keep` in the graph.
         side: visual tokens on a side of a tile.
         grids: crop grids (rows, columns) an image may get.
         newline: keep every row separator, or drop them all.
@@ -25,7 +29,7 @@ class Schedule:
             one region among the crops (`as_region`), its share decided by the region rule.
 
     Raises:
-        ConfigError: `keep` is out of range or keeps no token, or the sizes overflow 32-bit integers.
+        ConfigError: `keep` or its range is out of range or keeps no token, or the sizes overflow 32-bit integers.
     """
 
     keep: Fraction
@@ -33,23 +37,26 @@ class Schedule:
     grids: tuple[Grid, ...]
     newline: NewlinePolicy = "keep"
     thumbnail: ThumbnailPolicy = "ratio"
+    keep_range: tuple[Fraction, Fraction] | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
             raise ConfigError("keep is a fraction of the visual tokens", got=float(self.keep), expected="0 < keep ≤ 1")
-        if self.thumbnail == "keep_all" and floor(self.keep * self.num_tokens) < self.tokens_per_tile:
+        low, high = self.keep_range or (self.keep, self.keep)
+        if not 0 < low <= self.keep <= high <= 1:
             raise ConfigError(
-                "the whole thumbnail is more than keep allows",
-                got=float(self.keep),
-                expected=f"at least {1 / self.num_tiles:.4f}",
-                do="raise --keep or choose another --thumbnail",
+                "keep's range is not one",
+                got=":".join(f"{float(keep):g}" for keep in (low, self.keep, high)),
+                expected="0 < min ≤ keep ≤ max ≤ 1",
             )
-        if self.levels.thumbnail + self.levels.crops == 0:
+        if self.keep_range and self.levels_at(high).total > TOPK_LIMIT:
             raise ConfigError(
-                "keep keeps no token at all",
-                got=float(self.keep),
-                expected=f"at least {1 / self.num_tokens:.6f} (1 of {self.num_tokens} tokens)",
+                "keep cannot be chosen at run time up to so many tokens: one TopK returns fewer",
+                got=f"K = {self.levels_at(high).total} at keep {float(high):g}",
+                expected=f"at most {TOPK_LIMIT}",
+                do="lower the largest keep, choose a smaller --grid, or export with one fixed keep",
             )
+        self.levels_at(low)  # refuses a keep that keeps nothing
         if self.num_tokens * WEIGHT_LEVELS >= 2**31:
             raise ConfigError(
                 "too many visual tokens for 32-bit budgets",
@@ -88,21 +95,33 @@ class Schedule:
         """An upper bound of the packed sequence's length M over all images."""
         return self.num_tokens + self.num_newlines
 
-    @property
-    def levels(self) -> Levels:
-        """Budget of each level: the thumbnail's, ⌊keep·T·N⌋ less that for the regions, every newline or none."""
-        thumbnail = {
-            "ratio": floor(self.keep * self.tokens_per_tile),
-            "keep_all": self.tokens_per_tile,
-            "as_region": 0,
-        }[self.thumbnail]
-        return Levels(
-            thumbnail=thumbnail,
-            crops=floor(self.keep * self.num_tokens) - thumbnail,
-            newline=self.num_newlines if self.newline == "keep" else 0,
+    def levels_at(self, keep: Fraction) -> Levels:
+        """Return the budget of each level at a fraction.
+
+        Raises:
+            ConfigError: it keeps no token, or fewer than the policy gives the thumbnail.
+        """
+        return level_budgets(
+            keep,
+            num_tiles=self.num_tiles,
+            tokens_per_tile=self.tokens_per_tile,
+            num_newlines=self.num_newlines,
+            thumbnail=self.thumbnail,
+            newline=self.newline,
         )
 
     @property
+    def levels(self) -> Levels:
+        """Budget of each level at `keep`."""
+        return self.levels_at(self.keep)
+
+    @property
     def num_kept(self) -> int:
-        """K: rows that the vision graph returns."""
+        """K: rows that the vision graph returns, at `keep` if K is chosen at run time."""
         return self.levels.total
+
+    @property
+    def num_kept_range(self) -> tuple[int, int]:
+        """Smallest and largest K of the graph; both `num_kept` if it is fixed."""
+        low, high = self.keep_range or (self.keep, self.keep)
+        return self.levels_at(low).total, self.levels_at(high).total

@@ -7,10 +7,7 @@ from torch import Tensor
 
 from ptp.ptp_graph.allocate import rank_descending
 from ptp.ptp_graph.packing import PackedSlots
-from ptp.ptp_graph.schedule import Schedule
-
-TOPK_LIMIT = 3840
-"""Most elements that one TopK may return in any version of TensorRT."""
+from ptp.ptp_graph.schedule import TOPK_LIMIT, Schedule
 
 BEHIND = 1 << 21
 """Added to a key that was taken: larger than every key, since a schedule has fewer than 2^18 tokens."""
@@ -48,7 +45,7 @@ def top_tokens(scores: Tensor, valid: Tensor, budgets: Tensor) -> Tensor:
     return valid & (rank < budgets[:, :, None])
 
 
-def select(tokens: Tensor, slots: PackedSlots, schedule: Schedule) -> Selection:
+def select(tokens: Tensor, slots: PackedSlots, schedule: Schedule, num_kept: int) -> Selection:
     """Gather the kept slots in packed order.
 
     The keys are unique integers: a kept slot's key is its packed position, every other slot's is larger than all of
@@ -58,16 +55,17 @@ def select(tokens: Tensor, slots: PackedSlots, schedule: Schedule) -> Selection:
         tokens: (B, T, N) bool, kept tokens.
         slots: all slots; valid newline slots are all kept.
         schedule: the static sizes.
+        num_kept: K; a number of the trace where it is chosen at run time.
     """
     kept = tokens.flatten(1)  # (B, T·N)
     if schedule.levels.newline:
         kept = torch.cat([kept, slots.valid[:, schedule.num_tokens :]], dim=1)  # (B, T·N + R)
     after_all = schedule.max_packed_length + torch.arange(schedule.num_slots, dtype=torch.int32)
     keys = torch.where(kept, slots.positions[:, : schedule.num_slots], after_all[None])  # unique
-    smallest, indices = _smallest(keys, schedule.num_kept)  # (B, K)
+    smallest, indices = _smallest(keys, num_kept, schedule.num_kept_range[1])  # (B, K)
 
     num_valid = kept.to(torch.int32).sum(dim=-1, keepdim=True, dtype=torch.int32)  # (B, 1)
-    row = torch.arange(schedule.num_kept, dtype=torch.int32)[None]  # (1, K)
+    row = torch.arange(num_kept, dtype=torch.int32)[None]  # (1, K)
     is_real = row < num_valid
     positions = torch.where(is_real, smallest, slots.length + row - num_valid)
     return Selection(
@@ -78,7 +76,7 @@ def select(tokens: Tensor, slots: PackedSlots, schedule: Schedule) -> Selection:
     )
 
 
-def _smallest(keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _smallest(keys: Tensor, count: int, most: int) -> tuple[Tensor, Tensor]:
     """Return the smallest of unique int32 keys in ascending order, and where they are.
 
     One TopK takes TOPK_LIMIT of them; where more are wanted, the next TopK runs over the same keys with those already
@@ -87,16 +85,18 @@ def _smallest(keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
     Args:
         keys: (B, P).
         count: how many, at most P.
+        most: the largest that `count` may be, where it is a number of the trace.
 
     Returns:
         keys (B, count) int32 and indices (B, count) int64.
     """
+    if most <= TOPK_LIMIT:
+        values, indices = torch.topk(-keys, count, dim=-1, largest=True, sorted=True)
+        return -values, indices
     taken: list[tuple[Tensor, Tensor]] = []
     for start in range(0, count, TOPK_LIMIT):
         if taken:
             keys = torch.where(keys <= taken[-1][0][:, -1:], keys + BEHIND, keys)
         values, indices = torch.topk(-keys, min(TOPK_LIMIT, count - start), dim=-1, largest=True, sorted=True)
         taken.append((-values, indices))
-    if len(taken) == 1:
-        return taken[0]
     return torch.cat([values for values, _ in taken], dim=-1), torch.cat([indices for _, indices in taken], dim=-1)

@@ -13,6 +13,8 @@ from rich import progress as bars
 from rich.console import Console
 from rich.text import Text
 
+from ptp.alpha import parse_alpha
+from ptp.budgets import num_kept_at
 from ptp.bundle import open_bundle, read_manifest
 from ptp.bundle.hashes import Progress
 from ptp.errors import ConfigError, PromptError
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ptp.bundle import Manifest
+    from ptp.bundle.manifest import Alpha as AlphaValue
     from ptp.runtime.vision import VisualTokens
 
 CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
@@ -32,17 +35,19 @@ SHOW_AFTER = 2.0
 Folder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="folder written by ptp export")]
 Provider = Annotated[str, typer.Option(help="ONNX Runtime's provider: cpu, cuda, tensorrt, nvtensorrtrtx")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads (default: ONNX Runtime's choice)")]
-Alpha = Annotated[float | None, typer.Option(help="weight of the question, 0 to 1 (default: the bundle's)")]
+Alpha = Annotated[str | None, typer.Option(help="weight of the question, 0 to 1 or auto (default: the bundle's)")]
+Keep = Annotated[str | None, typer.Option(help="fraction of visual tokens kept, where the bundle has a range")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead")]
 
 
 def run(
     bundle: Folder,
-    image: Annotated[Path, typer.Option(help="image file")],
-    prompt: Annotated[str, typer.Option(help="question about the image")],
+    image: Annotated[list[Path], typer.Option(help="image file; may be repeated")],
+    prompt: Annotated[list[str], typer.Option(help="question: one for all images, or one for each")],
     provider: Provider = "cpu",
     threads: Threads = None,
     alpha: Alpha = None,
+    keep: Keep = None,
     max_new_tokens: Annotated[int, typer.Option(help="most tokens generated")] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token")] = 0.0,
     top_p: Annotated[float, typer.Option(help="sample among the tokens that make up this probability")] = 1.0,
@@ -51,41 +56,76 @@ def run(
     show: Annotated[Path | None, typer.Option(help="write a PNG of the tokens that were kept")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer a question about an image, printing the answer as it is generated."""
+    """Answer questions about images, printing each answer as it is generated."""
     # these load numpy and ONNX Runtime, which `ptp --help` does not need
     from ptp.runtime.pipeline import Pipeline
     from ptp.runtime.preprocess.images import load_image
     from ptp.runtime.sampling import Sampling
     from ptp.runtime.tables import visual_json
-    from ptp.runtime.vision import check_alpha
 
     # whatever can be refused is refused before gigabytes are read
     Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=tuple(stop or ()))
+    pairs = pair_up(image, prompt)
     if show:
         check_png(show, "--show")
-    check_alpha(alpha, read_manifest(bundle).pruning)
-    loaded = load_image(image)
+        if len(pairs) > 1:
+            raise ConfigError("--show draws one image", got=f"{len(pairs)} questions", do="leave it out or ask one")
+    weight = parse_alpha(alpha)
+    check_choice(read_manifest(bundle), weight, keep)
+    loaded = {path: load_image(path) for path in image}
     with hash_progress() as progress:
         pipeline = Pipeline.load(bundle, provider=provider, threads=threads, progress=progress)
-    generation = pipeline.stream(
-        loaded,
-        prompt,
-        alpha=alpha,
+    generations = pipeline.stream_batch(
+        ((loaded[path], question) for path, question in pairs),
+        alpha=weight,
+        keep=keep,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
         seed=seed,
         stop=tuple(stop or ()),
     )
-    if show:
-        _write_picture(show, loaded, generation.visual, pipeline.manifest)
-    if as_json:
-        result = asdict(generation.answer()) | {"visual_tokens": visual_json(generation.visual, pipeline.manifest)}
-        typer.echo(json.dumps(result, ensure_ascii=False))
-        return
-    for piece in generation:
-        print(piece.translate(CONTROLS), end="", flush=True)
-    print()
+    for (path, question), generation in zip(pairs, generations, strict=True):
+        if show:
+            _write_picture(show, loaded[path], generation.visual, pipeline.manifest)
+        if as_json:
+            result = {"image": str(path), "prompt": question} | asdict(generation.answer())
+            result["visual_tokens"] = visual_json(generation.visual, pipeline.manifest)
+            typer.echo(json.dumps(result, ensure_ascii=False))
+            continue
+        if len(pairs) > 1:
+            print(f"{path}: {question}".translate(CONTROLS))
+        for piece in generation:
+            print(piece.translate(CONTROLS), end="", flush=True)
+        print()
+
+
+def pair_up(images: list[Path], prompts: list[str]) -> list[tuple[Path, str]]:
+    """Return the image and the question of each answer: one of either serves all of the other.
+
+    Raises:
+        ConfigError: several of both, and not as many.
+    """
+    count = max(len(images), len(prompts))
+    if not {len(images), len(prompts)} <= {1, count}:
+        raise ConfigError(
+            "--image and --prompt do not pair up",
+            got=f"{len(images)} images and {len(prompts)} questions",
+            expected="one of either, or as many of both",
+        )
+    return list(zip(images * (count // len(images)), prompts * (count // len(prompts)), strict=True))
+
+
+def check_choice(manifest: "Manifest", alpha: "AlphaValue | None", keep: str | None) -> None:
+    """Refuse an α or a keep that the bundle cannot follow.
+
+    Raises:
+        ConfigError: which of them, and why.
+    """
+    from ptp.runtime.vision import alpha_input
+
+    alpha_input(alpha, manifest.pruning)
+    num_kept_at(keep, manifest)
 
 
 def inspect(
@@ -93,32 +133,33 @@ def inspect(
     image: Annotated[Path | None, typer.Option(help="image file: show which of its tokens are kept")] = None,
     prompt: Annotated[str | None, typer.Option(help="question about the image")] = None,
     alpha: Alpha = None,
+    keep: Keep = None,
     out: Annotated[Path, typer.Option(help="PNG of the tokens that were kept, with --image")] = Path("kept.png"),
     provider: Provider = "cpu",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a bundle holds; with an image, which of its tokens are kept."""
-    from ptp.runtime.pipeline import encode, graph_loader
+    from ptp.runtime.pipeline import graph_loader
     from ptp.runtime.preprocess.images import load_image
     from ptp.runtime.tables import bundle_tables, visual_json, visual_table
-    from ptp.runtime.vision import VisualEncoder, check_alpha
+    from ptp.runtime.vision import VisualEncoder
 
-    manifest = read_manifest(bundle)
-    if image is None and (prompt is not None or alpha is not None):
-        raise ConfigError("--prompt and --alpha say how an image is looked at", do="give an image with --image")
+    manifest, weight = read_manifest(bundle), parse_alpha(alpha)
+    if image is None and any(option is not None for option in (prompt, alpha, keep)):
+        raise ConfigError("--prompt, --alpha and --keep say how an image is looked at", do="give an image with --image")
     if image is not None:
         check_png(out, "--out")
         if prompt is None and manifest.pruning.instruction != "none":
             raise PromptError("this bundle chooses tokens by the question", do="give one with --prompt")
-        check_alpha(alpha, manifest.pruning)
+        check_choice(manifest, weight, keep)
         loaded = load_image(image)
     with hash_progress() as progress:
         opened = open_bundle(bundle, progress=progress)
     visual = None
     if image is not None:
         encoder = VisualEncoder(opened, graph_loader("onnxruntime", provider=provider, threads=threads))
-        visual = encode(encoder, loaded, prompt, alpha=alpha)
+        visual = encoder.encode([encoder.ask(loaded, prompt)], alpha=weight, keep=keep)[0]
         _write_picture(out, loaded, visual, manifest)
     if as_json:
         result = json.loads(manifest.to_json())

@@ -1,19 +1,20 @@
 """Answer questions about images with an exported bundle."""
 
+from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Unpack
 
-from PIL import Image
-
 from ptp.bundle import Bundle, open_bundle
 from ptp.bundle.hashes import Progress
+from ptp.bundle.manifest import Alpha
 from ptp.errors import ConfigError
 from ptp.runtime.backends.base import LoadGraph
 from ptp.runtime.decoding import Decoder
 from ptp.runtime.generation import Answer, Generation, check_length, splice
 from ptp.runtime.sampling import Sampling, SamplingOptions
-from ptp.runtime.vision import VisualEncoder, VisualTokens
+from ptp.runtime.vision import ImageSource, Keep, VisualEncoder, VisualTokens
 
 BACKENDS = ("onnxruntime",)
 
@@ -64,26 +65,33 @@ class Pipeline:
         return cls(open_bundle(folder, progress=progress), load_graph)
 
     def encode(
-        self, image: str | Path | Image.Image, prompt: str | None = None, *, alpha: float | None = None
+        self,
+        image: ImageSource,
+        prompt: str | None = None,
+        *,
+        alpha: Alpha | None = None,
+        keep: Keep | None = None,
     ) -> VisualTokens:
         """Return the visual tokens that are kept of an image.
 
         Args:
             image: a file or an open image.
             prompt: the question; may be left out where the bundle does not look at it.
-            alpha: weight of the question, 0 to 1; the bundle's own if None.
+            alpha: weight of the question, 0 to 1 or `"auto"`; the bundle's own if None.
+            keep: fraction of visual tokens kept, where the bundle leaves that to run time; its own if None.
 
         Raises:
             PtpError: see `stream`.
         """
-        return encode(self._encoder, image, prompt, alpha=alpha)
+        return self._encoder.encode([self._encoder.ask(image, prompt)], alpha=alpha, keep=keep)[0]
 
     def stream(
         self,
-        image: str | Path | Image.Image,
+        image: ImageSource,
         prompt: str,
         *,
-        alpha: float | None = None,
+        alpha: Alpha | None = None,
+        keep: Keep | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Generation:
         """Return an iterator over the answer's text, piece by piece; its `answer()` has the whole.
@@ -93,7 +101,8 @@ class Pipeline:
         Args:
             image: a file or an open image.
             prompt: the question.
-            alpha: weight of the question in the choice of tokens, 0 to 1; the bundle's own if None.
+            alpha: weight of the question in the choice of tokens, 0 to 1 or `"auto"`; the bundle's own if None.
+            keep: fraction of visual tokens kept, where the bundle leaves that to run time; its own if None.
             **options: `max_new_tokens`, `temperature`, `top_p`, `seed` and `stop` of `Sampling`.
 
         Raises:
@@ -102,33 +111,52 @@ class Pipeline:
             PromptError: the question is empty or too long, or question, image and answer do not fit the model.
             BackendError: a graph failed.
         """
+        return next(self.stream_batch([(image, prompt)], alpha=alpha, keep=keep, **options))
+
+    def stream_batch(
+        self,
+        questions: Iterable[tuple[ImageSource, str]],
+        *,
+        alpha: Alpha | None = None,
+        keep: Keep | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[Generation]:
+        """Yield the answer to each of several questions, one after the other.
+
+        As many images are encoded in one call as the bundle was exported for (`--batch`); answers are generated one at
+        a time.
+
+        Args:
+            questions: images and the question about each.
+            alpha: see `stream`.
+            keep: see `stream`.
+            **options: see `stream`.
+
+        Raises:
+            PtpError: see `stream`.
+        """
         sampling = Sampling(**options)
-        question = self._encoder.prompter(prompt)
-        embeds = self._encoder.embed(question.ids)
-        visual = self._encoder.encode(image, question, embeds, alpha)
-        sequence = splice(question, embeds, visual, self.manifest.pruning.positions)
-        check_length(sequence, sampling, self.manifest.language_model.max_position_embeddings)
-        return Generation(self._encoder, self._decoder, sequence, visual, sampling)
+        pairs = iter(questions)
+        while chunk := list(islice(pairs, self.manifest.batch)):
+            queries = [self._encoder.ask(image, prompt) for image, prompt in chunk]
+            for query, visual in zip(queries, self._encoder.encode(queries, alpha=alpha, keep=keep), strict=True):
+                assert query.prompt is not None
+                assert query.embeds is not None
+                sequence = splice(query.prompt, query.embeds, visual, self.manifest.pruning.positions)
+                check_length(sequence, sampling, self.manifest.language_model.max_position_embeddings)
+                yield Generation(self._encoder, self._decoder, sequence, visual, sampling)
 
     def generate(
         self,
-        image: str | Path | Image.Image,
+        image: ImageSource,
         prompt: str,
         *,
-        alpha: float | None = None,
+        alpha: Alpha | None = None,
+        keep: Keep | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Answer:
         """Return the whole answer; arguments and errors are those of `stream`."""
-        return self.stream(image, prompt, alpha=alpha, **options).answer()
-
-
-def encode(
-    encoder: VisualEncoder, image: str | Path | Image.Image, prompt: str | None, *, alpha: float | None
-) -> VisualTokens:
-    """Return the visual tokens of an image without the language model (`Pipeline.encode`)."""
-    question = None if prompt is None else encoder.prompter(prompt)
-    embeds = encoder.embed(question.ids) if question and encoder.takes_question else None
-    return encoder.encode(image, question, embeds, alpha)
+        return self.stream(image, prompt, alpha=alpha, keep=keep, **options).answer()
 
 
 def graph_loader(backend: str, *, provider: str, threads: int | None) -> LoadGraph:

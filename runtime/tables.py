@@ -31,6 +31,7 @@ def visual_table(visual: VisualTokens, manifest: Manifest) -> RenderableType:
     rows, columns = visual.tiles.grid
     table = _table(
         f"{width}x{height} pixels, {rows}x{columns} crops: {visual.count} of {visual.packed_length} tokens kept"
+        + ("" if visual.alpha is None else f", alpha {visual.alpha:.2f}")
     )
     table.add_column("tile", min_width=42)  # the title's width
     table.add_column("tokens kept", justify="right")
@@ -58,6 +59,7 @@ def visual_json(visual: VisualTokens, manifest: Manifest) -> dict[str, Any]:
         "num_valid": visual.count,
         "packed_length": visual.packed_length,
         "positions": visual.positions.tolist(),
+        "alpha": visual.alpha,
     }
 
 
@@ -75,9 +77,10 @@ def _facts(manifest: Manifest) -> Table:
     rows = {
         "model": f"{manifest.model.id}{revision}, {manifest.model.family}, {manifest.model.precision}",
         "graphs": f"ONNX opset {manifest.opset}",
-        "instruction": pruning.instruction + (f", alpha {pruning.alpha:g}" if pruning.instruction != "none" else ""),
+        "instruction": pruning.instruction + (f", alpha {pruning.alpha}" if pruning.instruction != "none" else ""),
         "saliency": f"CLS attention of vision block {pruning.saliency_layer}",
         "positions": pruning.positions,
+        "batch": f"{manifest.batch} image(s) a call",
         "tiles": f"{tiling.max_tiles} of {tiling.tile_size}x{tiling.tile_size} pixels, "
         f"{tiling.tokens_per_tile} tokens each",
         "grids": ", ".join(f"{rows}x{columns}" for rows, columns in tiling.grids),

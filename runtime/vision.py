@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ptp.alpha import AUTO, AUTO_INPUT, check_alpha
 from ptp.anyres import PackedLayout
+from ptp.budgets import num_kept_at
 from ptp.bundle import Bundle
-from ptp.bundle.manifest import GraphSpec, Pruning, Tiling
+from ptp.bundle.manifest import Alpha, GraphSpec, Pruning, Tiling
 from ptp.errors import ConfigError, PromptError, SchemaError
 from ptp.runtime.backends.base import DTYPES, Array, LoadGraph
 from ptp.runtime.preprocess.images import load_image
@@ -27,8 +30,30 @@ VISION_INPUTS = (
     "prompt_mask",
     "question_mask",
     "prefix_length",
+    "num_kept",
 )
 VISION_OUTPUTS = ("image_features", "image_positions", "num_valid", "tile_budgets", "packed_length")
+
+ImageSource = str | Path | Image.Image
+"""An image file or an open image."""
+
+Keep = Fraction | float | str
+"""A fraction of visual tokens; a float or text counts as it is written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """An image and the question about it.
+
+    Attributes:
+        image: a file or an open image.
+        prompt: the question's tokens; None where there is no question.
+        embeds: (prefix + suffix, H), their embeddings.
+    """
+
+    image: ImageSource
+    prompt: Prompt | None = None
+    embeds: Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +65,7 @@ class VisualTokens:
         positions: (n,) int64, ascending: where each stands in the packed sequence.
         packed_length: M, length of the packed sequence before pruning.
         tile_budgets: (T,) int32, tokens given to each tile, thumbnail first.
+        alpha: weight that the question had; None where the bundle does not look at it.
         tiles: what the encoder saw.
     """
 
@@ -47,6 +73,7 @@ class VisualTokens:
     positions: NDArray[np.int64]
     packed_length: int
     tile_budgets: NDArray[np.int32]
+    alpha: float | None
     tiles: Tiles
 
     @property
@@ -79,6 +106,7 @@ class VisualEncoder:
         require_names(graphs.vision_encoder, inputs=VISION_INPUTS, outputs=VISION_OUTPUTS, subset=True)
         require_names(graphs.embed_tokens, inputs=("input_ids",), outputs=("inputs_embeds",))
         self.prompter = Prompter.from_bundle(bundle)
+        self._embed_dtype = DTYPES[graphs.embed_tokens.outputs[0].dtype]
         self._embed = load_graph(bundle.path(graphs.embed_tokens.file), graphs.embed_tokens)
         self._vision = load_graph(bundle.path(graphs.vision_encoder.file), graphs.vision_encoder)
 
@@ -93,79 +121,99 @@ class VisualEncoder:
         embeds: Array = self._embed.run(feeds)["inputs_embeds"].numpy()[0]
         return embeds
 
-    def encode(
-        self, image: str | Path | Image.Image, prompt: Prompt | None, embeds: Array | None, alpha: float | None
-    ) -> VisualTokens:
-        """Return the visual tokens of an image.
-
-        Args:
-            image: a file or an open image.
-            prompt: the question's tokens; None only where the bundle does not look at the question.
-            embeds: (prefix + suffix, H), the embeddings of the prompt's tokens.
-            alpha: weight of the question, 0 to 1; the bundle's own if None.
+    def ask(self, image: ImageSource, question: str | None) -> Query:
+        """Return an image and its question, tokenised and embedded where it has a say.
 
         Raises:
-            ConfigError: `alpha` cannot be used.
+            PromptError: the question is empty or too long.
+            BackendError: the embedding graph failed.
+        """
+        prompt = None if question is None else self.prompter(question)
+        return Query(image=image, prompt=prompt, embeds=None if prompt is None else self.embed(prompt.ids))
+
+    def encode(self, queries: Sequence[Query], *, alpha: Alpha | None, keep: Keep | None) -> list[VisualTokens]:
+        """Return the visual tokens of up to B images, from one call of the vision graph.
+
+        Args:
+            queries: 1 to B images; a question may be missing only where the bundle does not look at it.
+            alpha: weight of the questions, 0 to 1 or `auto`; the bundle's own if None.
+            keep: fraction of visual tokens kept, where the bundle leaves that to run time; its own if None.
+
+        Raises:
+            ConfigError: `alpha` or `keep` cannot be used.
             PromptError: the bundle looks at the question and there is none.
-            ImageError: the image cannot be read.
+            ImageError: an image cannot be read.
             BackendError: the vision graph failed.
         """
-        weight = check_alpha(alpha, self.manifest.pruning)
-        tiles = make_tiles(load_image(image), self.manifest.tiling)
+        weight, num_kept = alpha_input(alpha, self.manifest.pruning), num_kept_at(keep, self.manifest)
+        # a call takes B images: the last one fills the rows that are left
+        rows = [*queries, *[queries[-1]] * (self.manifest.batch - len(queries))]
+        tiles = [make_tiles(load_image(query.image), self.manifest.tiling) for query in queries]
+        tiles += [tiles[-1]] * (len(rows) - len(queries))
         values: dict[str, Array] = {
-            "pixel_values": tiles.pixel_values[None],  # (1, T, 3, S, S)
-            "image_sizes": np.array([tiles.image_size]),
-            "tile_grid": np.array([tiles.grid]),
+            "pixel_values": np.stack([x.pixel_values for x in tiles]),  # (B, T, 3, S, S)
+            "image_sizes": np.array([x.image_size for x in tiles]),
+            "tile_grid": np.array([x.grid for x in tiles]),
+            "num_kept": np.array([num_kept]),
         }
         if self.takes_question:
-            if prompt is None or embeds is None:
-                raise PromptError("this bundle chooses tokens by the question", expected="a question", do="give one")
-            values["alpha"] = np.array([weight])
-            values |= self._prompt_inputs(prompt, embeds)
+            values |= self._prompt_inputs(rows) | {"alpha": np.full(len(rows), weight)}
         feeds = {
             spec.name: values[spec.name].astype(DTYPES[spec.dtype], copy=False)
             for spec in self.manifest.graphs.vision_encoder.inputs
         }
-        outputs = {name: value.numpy()[0] for name, value in self._vision.run(feeds).items()}
+        outputs = {name: value.numpy() for name, value in self._vision.run(feeds).items()}
+        return [
+            self._visual_tokens({name: value[row] for name, value in outputs.items()}, tiles[row])
+            for row in range(len(queries))
+        ]
+
+    @staticmethod
+    def _visual_tokens(outputs: dict[str, Array], tiles: Tiles) -> VisualTokens:
         valid = int(outputs["num_valid"])
         return VisualTokens(
             features=outputs["image_features"][:valid],
             positions=outputs["image_positions"][:valid],
             packed_length=int(outputs["packed_length"]),
             tile_budgets=outputs["tile_budgets"],
+            alpha=float(outputs["effective_alpha"]) if "effective_alpha" in outputs else None,
             tiles=tiles,
         )
 
-    def _prompt_inputs(self, prompt: Prompt, embeds: Array) -> dict[str, Array]:
-        longest, length = self.manifest.prompting.max_prompt, len(prompt.ids)
-        prompt_embeds = np.zeros((1, longest, embeds.shape[-1]), embeds.dtype)  # (1, L, H)
-        prompt_embeds[0, :length] = embeds
-        question_mask = np.zeros((1, longest), np.bool_)  # (1, L)
-        question_mask[0, :length] = prompt.question_mask
+    def _prompt_inputs(self, queries: Sequence[Query]) -> dict[str, Array]:
+        longest, batch = self.manifest.prompting.max_prompt, len(queries)
+        lengths = np.zeros(batch, np.int64)  # (B,)
+        prefixes = np.zeros(batch, np.int64)
+        question_mask = np.zeros((batch, longest), np.bool_)  # (B, L)
+        hidden = self.manifest.language_model.hidden_size
+        prompt_embeds = np.zeros((batch, longest, hidden), self._embed_dtype)  # (B, L, H)
+        for row, query in enumerate(queries):
+            if query.prompt is None or query.embeds is None:
+                raise PromptError("this bundle chooses tokens by the question", expected="a question", do="give one")
+            lengths[row], prefixes[row] = len(query.prompt.ids), len(query.prompt.prefix)
+            prompt_embeds[row, : lengths[row]] = query.embeds
+            question_mask[row, : lengths[row]] = query.prompt.question_mask
         return {
             "prompt_embeds": prompt_embeds,
-            "prompt_mask": np.arange(longest)[None] < length,
+            "prompt_mask": np.arange(longest) < lengths[:, None],
             "question_mask": question_mask,
-            "prefix_length": np.array([len(prompt.prefix)]),
+            "prefix_length": prefixes,
         }
 
 
-def check_alpha(alpha: float | None, pruning: Pruning) -> float:
-    """Return the weight of the question, the bundle's own if None.
+def alpha_input(alpha: Alpha | None, pruning: Pruning) -> float:
+    """Return what the vision graph's input `alpha` gets, the bundle's own weight of the question if None.
 
     Raises:
-        ConfigError: it is not 0 to 1, or is given although the bundle does not look at the question.
+        ConfigError: it is not 0 to 1 or `auto`, or is given although the bundle does not look at the question.
     """
-    if alpha is None:
-        return pruning.alpha
-    if pruning.instruction == "none":
+    if alpha is not None and pruning.instruction == "none":
         raise ConfigError(
             "alpha weighs the question, which this bundle does not look at",
-            do="leave alpha out or export with --instruction similarity",
+            do="leave alpha out or export with --instruction attention",
         )
-    if not 0 <= alpha <= 1:
-        raise ConfigError("alpha is the weight of the question", got=alpha, expected="0 to 1")
-    return alpha
+    weight = pruning.alpha if alpha is None else check_alpha(alpha)
+    return AUTO_INPUT if weight == AUTO else float(weight)
 
 
 def require_names(spec: GraphSpec, *, inputs: Sequence[str], outputs: Sequence[str], subset: bool = False) -> None:

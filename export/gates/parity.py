@@ -1,8 +1,8 @@
 """Gate: the written graph in ONNX Runtime against transformers and the readable reference, image by image."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from ptp.alpha import AUTO_INPUT
 from ptp.anyres import Grid, choose_grid
 from ptp.bundle.manifest import Tiling
 from ptp.errors import ParityError
@@ -21,11 +22,19 @@ from ptp.export.gates.oracle import Oracle, Question, ask_transformers
 from ptp.export.gates.tolerances import FEATURES, SCORES
 from ptp.export.plan import Plan
 from ptp.export.specs import GraphIO
-from ptp.ptp_graph.reference import NEWLINE, Kept, crops_under_thumbnail, keep_tokens, packed_sequence
+from ptp.ptp_graph.reference import (
+    NEWLINE,
+    Kept,
+    adaptive_alpha,
+    crops_under_thumbnail,
+    keep_tokens,
+    packed_sequence,
+)
+from ptp.ptp_graph.schedule import Schedule
 
 Array = NDArray[Any]
 ALPHA = 0.375
-"""Weight of the question in the gate: not the default, so that the input is seen to be read."""
+"""Weight of the question on every other image: not the default, so that the input is seen to be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,38 +78,66 @@ def check_parity(
     Raises:
         ParityError: the graph differs, with the image, the quantity and both values.
     """
-    tiling = plan.tiling
+    tiling, batch = plan.tiling, plan.config.batch
     sizes = gate_sizes(tiling.grids, tiling.tile_size, tiling.tokens_per_side)
-    results, first = [], None
+    schedules = _schedules(plan)
+    cases = [_case(number, size, plan, checkpoint, model) for number, size in enumerate(sizes)]
+    names = [spec.name for spec in (*io.outputs, *io.probes)]
+    results: dict[int, ImageParity] = {}
+    first = None
     with _probed_session(path, io) as session:
-        for number, size in enumerate(sizes):
-            if progress:
-                progress(number, len(sizes))
-            grid = choose_grid(*size, tiling.grids, tiling.tile_size)
-            tiles = _tiles(checkpoint, tiling, size, number)
-            feeds = _feeds(io, checkpoint, model, tiles, size, grid, number)
-            names = [spec.name for spec in (*io.outputs, *io.probes)]
-            seen = dict(zip(names, (x[0] for x in session.run(names, feeds)), strict=True))
+        for call in range(max(-(-len(cases) // batch), len(schedules))):
+            schedule = schedules[call % len(schedules)]
+            numbers = [(call * batch + row) % len(cases) for row in range(batch)]
+            feeds = _feeds(io, [cases[number] for number in numbers], schedule)
+            seen = dict(zip(names, session.run(names, feeds), strict=True))
             first = first or (feeds, seen)
-            oracle = ask_transformers(model, tiles, size, saliency_layer=plan.saliency_layer, question=_question(feeds))
-            results.append(_check_image(seen, oracle, plan, size, grid))
+            for row, number in enumerate(numbers):
+                if progress:
+                    progress(min(call * batch + row, len(cases)), len(cases))
+                rows = {name: values[row] for name, values in seen.items()}
+                results[number] = _check_image(rows, cases[number], plan, schedule, model)
     if first:
         _check_as_written(path, io, *first)
-    return results
+    return list(results.values())
 
 
-def _check_image(seen: dict[str, Array], oracle: Oracle, plan: Plan, size: tuple[int, int], grid: Grid) -> ImageParity:
-    """Compare what the graph returned for one image, batch axis removed, with the oracle and the reference."""
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One image with its question.
+
+    Attributes:
+        size: height and width in pixels.
+        grid: its crop grid.
+        tiles: (tiles, 3, S, S), real tiles only.
+        alpha: the input of that name.
+        question: the prompt, its embeddings without padding; None where the graph does not look at it.
+    """
+
+    size: tuple[int, int]
+    grid: Grid
+    tiles: Array
+    alpha: float
+    question: Question | None
+
+
+def _schedules(plan: Plan) -> list[Schedule]:
+    """Return the sizes at the export's `keep`, and at both ends of its range where K is chosen at run time."""
+    fractions = dict.fromkeys([plan.schedule.keep, *(plan.schedule.keep_range or ())])
+    return [replace(plan.schedule, keep=keep, keep_range=None) for keep in fractions]
+
+
+def _check_image(seen: dict[str, Array], case: Case, plan: Plan, schedule: Schedule, model: Any) -> ImageParity:
+    """Compare what the graph returned for one image, batch axis removed, with transformers and the reference."""
+    size, grid = case.size, case.grid
+    oracle = ask_transformers(model, case.tiles, size, saliency_layer=plan.saliency_layer, question=case.question)
     score_difference = _check_scores(seen, oracle, plan, size, grid)
-    kept = keep_tokens(
-        plan.schedule,
-        size,
-        grid,
-        seen["token_saliency"],
-        seen["region_weights"],
-        seen.get("relevance"),
-        ALPHA,
-    )
+    saliency, relevance, alpha = seen["token_saliency"], seen.get("relevance"), 0.0
+    if relevance is not None:
+        alpha = float(seen["effective_alpha"])
+        auto = adaptive_alpha(schedule, size, grid, saliency, relevance)
+        _require(abs(alpha - (auto if case.alpha < 0 else case.alpha)), SCORES["fp32"], "effective_alpha", size)
+    kept = keep_tokens(schedule, size, grid, saliency, seen["region_weights"], relevance, alpha)
     _check_choice(seen, kept, size)
     features, tolerance = seen["image_features"].astype(np.float32), FEATURES[plan.config.precision]
     count = len(kept.positions)
@@ -205,45 +242,54 @@ def _tiles(checkpoint: Checkpoint, tiling: Tiling, size: tuple[int, int], seed: 
     return tiles
 
 
-def _feeds(
-    io: GraphIO, checkpoint: Checkpoint, model: Any, tiles: Array, size: tuple[int, int], grid: Grid, seed: int
-) -> dict[str, Array]:
-    """Return the graph's inputs for one image, with a random prompt: prefix, question, and a suffix after it."""
-    empty = {spec.name: np.zeros([int(n) for n in spec.shape], spec.dtype) for spec in io.inputs}
-    feeds = empty | {"image_sizes": np.array([size], np.int64), "tile_grid": np.array([grid], np.int64)}
-    feeds["pixel_values"][0, : len(tiles)] = tiles
-    if "prompt_embeds" in feeds:
-        max_prompt = feeds["prompt_embeds"].shape[1]
-        length = max(1, max_prompt * 3 // 4)  # the rest is padding
-        ids = np.random.default_rng(seed).integers(0, len(checkpoint.processor.tokenizer), length)
+def _case(number: int, size: tuple[int, int], plan: Plan, checkpoint: Checkpoint, model: Any) -> Case:
+    """Return a test image with a random prompt: prefix, question, and a suffix after it."""
+    question = None
+    if plan.config.instruction != "none":
+        length = max(1, plan.config.max_prompt * 3 // 4)  # the rest is padding
+        length -= number % 3 if length > 8 else 0  # prompts of one batch differ in length
+        ids = np.random.default_rng(number).integers(0, len(checkpoint.processor.tokenizer), length)
+        mask = np.zeros(length, np.bool_)
+        mask[length // 3 : max(length * 5 // 6, length // 3 + 1)] = True
         with torch.inference_mode():
-            feeds["prompt_embeds"][0, :length] = model.get_input_embeddings()(torch.from_numpy(ids)).numpy()
-        feeds["alpha"][:] = ALPHA
-        feeds["prompt_mask"][0, :length] = True
-        feeds["question_mask"][0, length // 3 : max(length * 5 // 6, length // 3 + 1)] = True
-        feeds["prefix_length"][:] = length // 4
-    return feeds
-
-
-def _question(feeds: dict[str, Array]) -> Question | None:
-    if "prompt_embeds" not in feeds:
-        return None
-    real = feeds["prompt_mask"][0]
-    return Question(
-        embeds=feeds["prompt_embeds"][0, real],
-        mask=feeds["question_mask"][0, real],
-        prefix_length=int(feeds["prefix_length"][0]),
+            embeds = model.get_input_embeddings()(torch.from_numpy(ids)).numpy()
+        question = Question(embeds=embeds, mask=mask, prefix_length=length // 4)
+    return Case(
+        size=size,
+        grid=choose_grid(*size, plan.tiling.grids, plan.tiling.tile_size),
+        tiles=_tiles(checkpoint, plan.tiling, size, number),
+        alpha=AUTO_INPUT if number % 2 else ALPHA,
+        question=question,
     )
+
+
+def _feeds(io: GraphIO, cases: Sequence[Case], schedule: Schedule) -> dict[str, Array]:
+    """Return the graph's inputs for as many images as it takes."""
+    feeds = {spec.name: np.zeros([int(n) for n in spec.shape], spec.dtype) for spec in io.inputs}
+    if "num_kept" in feeds:
+        feeds["num_kept"][:] = schedule.num_kept
+    for row, case in enumerate(cases):
+        feeds["image_sizes"][row], feeds["tile_grid"][row] = case.size, case.grid
+        feeds["pixel_values"][row, : len(case.tiles)] = case.tiles
+        if case.question is not None:
+            length = len(case.question.mask)
+            feeds["alpha"][row] = case.alpha
+            feeds["prompt_embeds"][row, :length] = case.question.embeds
+            feeds["prompt_mask"][row, :length] = True
+            feeds["question_mask"][row, :length] = case.question.mask
+            feeds["prefix_length"][row] = case.question.prefix_length
+    return feeds
 
 
 def _check_as_written(path: Path, io: GraphIO, feeds: dict[str, Array], seen: dict[str, Array]) -> None:
     """Run the graph without its probes: with fewer outputs the runtime may fuse otherwise, and must choose the same."""
     names = [spec.name for spec in io.outputs]
-    found = dict(zip(names, (x[0] for x in _session(path).run(names, feeds)), strict=True))
-    for name in names[1:]:
-        if not np.array_equal(found[name], seen[name]):
+    found = dict(zip(names, _session(path).run(names, feeds), strict=True))
+    for name in names:
+        if np.issubdtype(found[name].dtype, np.floating):
+            _require(_row_difference(found[name], seen[name]), FEATURES["fp32"], name, (0, 0))
+        elif not np.array_equal(found[name], seen[name]):
             raise ParityError(f"{name} changes when the probes are hidden", got=found[name], expected=seen[name])
-    _require(_row_difference(found[names[0]], seen[names[0]]), FEATURES["fp32"], names[0], (0, 0))
 
 
 @contextmanager

@@ -44,24 +44,25 @@ def disagreements(manifest: "Manifest") -> list[str]:
 
 
 def _vision_shapes(manifest: "Manifest") -> dict[str, Shape]:
-    tiling, text, kept = manifest.tiling, manifest.language_model, manifest.pruning.num_kept
-    longest, size = manifest.prompting.max_prompt, tiling.tile_size
-    pixels = next((x.shape for x in manifest.graphs.vision_encoder.inputs if x.name == "pixel_values"), ())
-    batch = pixels[0] if pixels and isinstance(pixels[0], int) else 1
+    tiling, text, pruning = manifest.tiling, manifest.language_model, manifest.pruning
+    longest, size, batch = manifest.prompting.max_prompt, tiling.tile_size, manifest.batch
+    kept = ANY if pruning.keep_range else pruning.num_kept
     return {
         "pixel_values": (batch, tiling.max_tiles, 3, size, size),
         "image_sizes": (batch, 2),
         "tile_grid": (batch, 2),
-        "alpha": (1,),
+        "alpha": (batch,),
         "prompt_embeds": (batch, longest, text.hidden_size),
         "prompt_mask": (batch, longest),
         "question_mask": (batch, longest),
         "prefix_length": (batch,),
+        "num_kept": (1,),
         "image_features": (batch, kept, text.hidden_size),
         "image_positions": (batch, kept),
         "num_valid": (batch,),
         "tile_budgets": (batch, tiling.max_tiles),
         "packed_length": (batch,),
+        "effective_alpha": (batch,),
     }
 
 

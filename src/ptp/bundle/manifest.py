@@ -35,6 +35,8 @@ RegionRule = Literal["cls_cosine", "thumbnail_attention", "uniform"]
 ThumbnailPolicy = Literal["ratio", "keep_all", "as_region"]
 NewlinePolicy = Literal["keep", "drop"]
 PositionPolicy = Literal["original", "compact"]
+Alpha = Annotated[float, Field(ge=0, le=1)] | Literal["auto"]
+"""Weight of the question, 0 to 1, or `auto`: computed in the graph for each question."""
 
 
 class _Model(BaseModel):
@@ -93,24 +95,35 @@ class Levels(_Model):
         return self.thumbnail + self.crops + self.newline
 
 
+class KeepRange(_Model):
+    """The fractions of visual tokens that may be asked for at run time, and the K that they give."""
+
+    min: float = Field(gt=0, le=1)
+    max: float = Field(gt=0, le=1)
+    min_kept: Size
+    max_kept: Size
+
+
 class Pruning(_Model):
     """How tokens are chosen (docs/algorithm.md).
 
     Attributes:
         keep: fraction of visual tokens kept, 0 < keep ≤ 1; newline tokens are not counted.
+        keep_range: what `keep` may be changed to at run time; None where K is fixed in the graph.
         saliency_layer: 0-based vision block whose CLS attention is the token saliency.
         region: what a crop's share of the budget follows.
         region_temperature: τ of `cls_cosine`'s softmax over crops.
         thumbnail: where the thumbnail's budget comes from.
-        alpha: default weight of the instruction, 0 to 1.
-        num_kept: K, rows of `image_features`.
+        alpha: default weight of the instruction.
+        num_kept: K, rows of `image_features`; at `keep`, where K is chosen at run time.
     """
 
     keep: float = Field(gt=0, le=1)
+    keep_range: KeepRange | None = Field(default=None, exclude_if=lambda bounds: bounds is None)
     levels: Levels
     num_kept: Size
     instruction: Instruction
-    alpha: float = Field(ge=0, le=1)
+    alpha: Alpha
     saliency_layer: Count
     region: RegionRule
     region_temperature: float = Field(gt=0)
@@ -122,6 +135,9 @@ class Pruning(_Model):
     def _levels_sum_to_num_kept(self) -> "Pruning":
         if self.levels.total != self.num_kept:
             raise ValueError(f"levels sum to {self.levels.total}, num_kept is {self.num_kept}")
+        bounds = self.keep_range
+        if bounds and not bounds.min_kept <= self.num_kept <= bounds.max_kept:
+            raise ValueError(f"num_kept {self.num_kept} is outside {bounds.min_kept} to {bounds.max_kept}")
         return self
 
 
@@ -262,6 +278,12 @@ class Manifest(_Model):
         if problems := disagreements(self):
             raise ValueError(", ".join(problems[:4]))
         return self
+
+    @property
+    def batch(self) -> int:
+        """B, images of one call of the vision graph."""
+        shapes = [x.shape for x in self.graphs.vision_encoder.inputs if x.name == "pixel_values"]
+        return shapes[0][0] if shapes and shapes[0] and isinstance(shapes[0][0], int) else 1
 
     def to_json(self) -> str:
         """Return the text of `ptp_config.json`, keys in schema order."""

@@ -8,11 +8,16 @@ def budget_line(pruning: Pruning, tiling: Tiling) -> str:
 
     keep 0.25 = reduction 0.75: 144 thumbnail + 576 crops = 720 of 2880 tokens, + 72 newline rows, K = 792
     """
-    levels, tokens = pruning.levels, tiling.max_tiles * tiling.tokens_per_tile
+    levels, tokens, bounds = pruning.levels, tiling.max_tiles * tiling.tokens_per_tile, pruning.keep_range
+    at_run_time = (
+        f"; at run time keep {bounds.min:g} to {bounds.max:g}, K = {bounds.min_kept} to {bounds.max_kept}"
+        if bounds
+        else ""
+    )
     return (
         f"keep {pruning.keep:g} = reduction {round(1 - pruning.keep, 12):g}: {levels.thumbnail} thumbnail + "
         f"{levels.crops} crops = {levels.thumbnail + levels.crops} of {tokens} tokens, "
-        f"+ {levels.newline} newline rows, K = {pruning.num_kept}"
+        f"+ {levels.newline} newline rows, K = {pruning.num_kept}{at_run_time}"
     )
 
 
