@@ -80,12 +80,14 @@ class FakeBundle:
         script: token ids the model answers with; the last one is repeated for ever.
         positions: packed positions of the tokens kept, then padding.
         changes: sections of the manifest to change.
+        batch: images of one call of the vision graph.
     """
 
     folder: Path
     script: list[int]
     positions: tuple[int, ...] = (0, 3, 4, 9, 21)
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    batch: int = 1
 
     def __post_init__(self) -> None:
         raw = tokenizer()
@@ -97,6 +99,16 @@ class FakeBundle:
         if manifest["pruning"]["instruction"] == "none":
             inputs = manifest["graphs"]["vision_encoder"]["inputs"]
             manifest["graphs"]["vision_encoder"]["inputs"] = inputs[:3]
+            manifest["graphs"]["vision_encoder"]["outputs"].pop()
+        if self.batch > 1:
+            graph = manifest["graphs"]["vision_encoder"]
+            for spec in (*graph["inputs"], *graph["outputs"]):
+                spec["shape"][0] = self.batch
+        if manifest["pruning"].get("keep_range"):
+            graph = manifest["graphs"]["vision_encoder"]
+            graph["inputs"].append({"name": "num_kept", "dtype": "int64", "shape": [1]})
+            for spec in graph["outputs"][:2]:
+                spec["shape"][1] = "num_kept"
         self.manifest = Manifest.model_validate(manifest)
         self.graphs: dict[str, FakeGraph] = {}
         self.compute = {"vision.onnx": self._vision, "embed.onnx": self._embed, "decoder.onnx": self._decode}
@@ -112,15 +124,20 @@ class FakeBundle:
         return {"inputs_embeds": embed(feeds["input_ids"])}
 
     def _vision(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        positions = np.zeros((1, KEPT), np.int64)
+        count = int(feeds["num_kept"][0]) if "num_kept" in feeds else KEPT
+        positions = np.zeros((1, count), np.int64)
         positions[0, : len(self.positions)] = self.positions
-        return {
-            "image_features": np.full((1, KEPT, HIDDEN), -1, np.float32) * np.arange(KEPT)[None, :, None],
+        outputs = {
+            "image_features": np.full((1, count, HIDDEN), -1, np.float32) * np.arange(count)[None, :, None],
             "image_positions": positions,
             "num_valid": np.array([len(self.positions)]),
             "tile_budgets": np.array([[2, 1, 2]], np.int32),
             "packed_length": np.array([30]),
         }
+        outputs = {name: value.repeat(self.batch, axis=0) for name, value in outputs.items()}
+        if "alpha" in feeds:
+            outputs["effective_alpha"] = feeds["alpha"]
+        return outputs
 
     def _decode(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         past, new = feeds["past_key_values.0.key"].shape[2], feeds["inputs_embeds"].shape[1]
@@ -168,6 +185,7 @@ def _manifest(vocabulary: int) -> dict[str, Any]:
                 ("num_valid", "int64", [1]),
                 ("tile_budgets", "int32", [1, 3]),
                 ("packed_length", "int64", [1]),
+                ("effective_alpha", "float32", [1]),
             ),
         },
         "embed_tokens": {

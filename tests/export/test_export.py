@@ -9,15 +9,17 @@ import onnx_ir as ir
 import pytest
 import torch
 from checkpoints import Geometry, write_checkpoint
+from PIL import Image
 
+from ptp import Pipeline
 from ptp.anyres import PackedLayout, choose_grid
 from ptp.bundle import open_bundle
 from ptp.engines import tensorrt_rtx
-from ptp.errors import BuildError, LintError, ParityError
-from ptp.export import pipeline
+from ptp.errors import BuildError, ConfigError, LintError, ParityError
+from ptp.export import pipeline, to_onnx
 from ptp.export.checkpoint import load_weights, open_checkpoint
 from ptp.export.config import ExportConfig
-from ptp.export.gates.images import gate_sizes
+from ptp.export.gates.images import gate_image, gate_sizes
 from ptp.export.gates.parity import check_parity
 from ptp.export.plan import make_plan
 from ptp.export.to_onnx import save, trace
@@ -35,6 +37,19 @@ from ptp.ptp_graph.schedule import WEIGHT_LEVELS
         ("llama", {"keep": Fraction("0.5"), "grid": (1, 2), "instruction": "similarity"}),
         ("qwen2", {"keep": Fraction("0.4"), "region": "thumbnail_attention", "thumbnail": "as_region"}),
         ("mistral", {"keep": Fraction("0.3"), "region": "uniform", "thumbnail": "keep_all", "instruction": "none"}),
+        ("mistral", {"keep": Fraction("0.2"), "batch": 3, "alpha": "auto"}),
+        ("llama", {"keep": Fraction("0.2"), "keep_range": (Fraction("0.05"), Fraction(1)), "instruction": "none"}),
+        (
+            "qwen2",
+            {
+                "keep": Fraction("0.5"),
+                "keep_range": (Fraction("0.3"), Fraction("0.6")),
+                "batch": 2,
+                "precision": "fp16",
+                "thumbnail": "keep_all",
+                "opset": 19,
+            },
+        ),
     ],
 )
 def test_a_tiny_checkpoint_of_other_sizes_passes_the_gates(tiny_checkpoint, tmp_path, language_model, options):
@@ -59,6 +74,77 @@ def test_a_tiny_checkpoint_of_other_sizes_passes_the_gates(tiny_checkpoint, tmp_
         model = ir.load(config.out / graph.file)
         assert [value.name for value in model.graph.inputs] == [spec.name for spec in graph.inputs]
         assert [value.name for value in model.graph.outputs] == [spec.name for spec in graph.outputs]
+
+
+def test_weights_of_the_first_blocks_are_written_once(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(to_onnx, "INLINE_LIMIT", 1000)
+    config = ExportConfig(
+        model=str(tiny_checkpoint("llama")), out=tmp_path / "out", keep=Fraction("0.25"), max_prompt=16
+    )
+    manifest = pipeline.export(config).manifest
+    assert manifest.parity.tensorrt_rtx is not None
+    hidden, kv, mlp = 64, 16, 128
+    first = 2 * hidden * hidden + 2 * kv * hidden + 3 * hidden * mlp
+    second = hidden * hidden + kv * hidden  # queries and keys
+    report = json.loads((config.out / "report.json").read_text())
+    assert report["shared_weight_bytes"] == 4 * (first + second)
+    names = [f"onnx/vision_encoder.onnx{end}" for end in ("", "_data")]
+    assert all(name in manifest.files for name in names)
+    open_bundle(config.out)
+
+
+def test_a_k_at_run_time_chooses_as_each_fixed_export_does(tiny_checkpoint, tmp_path):
+    """Two graphs, of which only one takes K: at the same K they return the same, and to the last bit."""
+    options = {"model": str(tiny_checkpoint("llama")), "max_prompt": 16, "instruction": "similarity"}
+    ranged = ExportConfig(
+        out=tmp_path / "range", keep=Fraction("0.3"), keep_range=(Fraction("0.05"), Fraction(1)), **options
+    )
+    pipeline.export(ranged)
+    image = Image.fromarray(gate_image((150, 120), 3))
+    for keep in ("1/3", "1"):
+        fixed = ExportConfig(out=tmp_path / "fixed", keep=Fraction(keep), force=True, **options)
+        pipeline.export(fixed)
+        expected = Pipeline.load(fixed.out).encode(image, "Where is it?")
+        found = Pipeline.load(ranged.out).encode(image, "Where is it?", keep=keep)
+        assert found.positions.tolist() == expected.positions.tolist()
+        assert found.tile_budgets.tolist() == expected.tile_budgets.tolist()
+        np.testing.assert_array_equal(found.features, expected.features)
+    with pytest.raises(ConfigError, match=r"keep is outside the range.*got 0.04; expected 0.05 to 1"):
+        Pipeline.load(ranged.out).encode(image, "Where is it?", keep="0.04")
+
+
+def test_an_image_in_a_batch_is_seen_as_alone(tiny_checkpoint, tmp_path):
+    """Each with its own size, grid and question; the last call has rows to spare."""
+    options = {
+        "model": str(tiny_checkpoint("qwen2")),
+        "max_prompt": 32,
+        "instruction": "similarity",
+        "keep": Fraction("0.25"),
+    }
+    for name, batch in (("one", 1), ("three", 3)):
+        pipeline.export(ExportConfig(out=tmp_path / name, batch=batch, **options))
+    one, three = (Pipeline.load(tmp_path / name) for name in ("one", "three"))
+    sizes = [(150, 120), (60, 190), (1, 300), (400, 90)]
+    questions = [
+        (Image.fromarray(gate_image(size, number)), "who? " * (1 + number)) for number, size in enumerate(sizes)
+    ]
+    together = [x.visual for x in three.stream_batch(questions, alpha="auto")]
+    assert len(together) == 4
+    assert len({x.tiles.grid for x in together}) > 1
+    for (image, question), found in zip(questions, together, strict=True):
+        expected = one.encode(image, question, alpha="auto")
+        assert found.positions.tolist() == expected.positions.tolist()
+        np.testing.assert_allclose(found.features, expected.features, atol=1e-5)
+        assert found.alpha == pytest.approx(expected.alpha, abs=1e-5)
+
+
+def test_a_range_beyond_one_topk_is_refused(tmp_path):
+    folder = write_checkpoint(tmp_path / "checkpoint", Geometry(patch=2, vision_layers=2, grids=((2, 2),)))
+    config = ExportConfig(
+        model=str(folder), out=tmp_path / "out", keep=Fraction("0.25"), keep_range=(Fraction("0.1"), Fraction(1))
+    )
+    with pytest.raises(ConfigError, match=r"got K = 3976 at keep 1; expected at most 3840"):
+        pipeline.export(config)
 
 
 @pytest.mark.parametrize("side", [4, 24])
@@ -137,6 +223,12 @@ def test_a_graph_that_rounds_budgets_otherwise_fails(parts, tmp_path):
 
     with pytest.raises(ParityError, match="tile_budgets differs from the reference"):
         gate(parts, tmp_path, spoil)
+
+
+def test_a_graph_that_weighs_the_question_otherwise_fails(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr("ptp.ptp_graph.fuse.adaptive_alpha", lambda bottom_up, *_: bottom_up.amax(dim=(1, 2)) * 0.4)
+    with pytest.raises(ParityError, match="effective_alpha differs"):
+        gate(parts, tmp_path)
 
 
 def test_a_graph_without_its_scores_fails(parts, tmp_path):

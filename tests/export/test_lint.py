@@ -64,12 +64,41 @@ def test_topk_at_the_limit_and_dynamic_shapes_outside_the_vision_graph_pass():
     lint(graph(shape=("batch", 4)), "decoder", static=False)
 
 
-def test_topk_with_a_computed_count_is_refused():
+def topk_of_an_input(*steps):
+    """Return a TopK whose K is an input after some steps; a step is an operator and its constant second input."""
     model = topk(5)
     node = next(iter(model.graph))
-    node.replace_input_with(1, model.graph.inputs[0])
-    with pytest.raises(LintError, match="not a constant"):
+    count = ir.val("num_kept", dtype=INT64, shape=(1,))
+    model.graph.inputs.append(count)
+    for number, (op, constant) in enumerate(steps):
+        tensor = ir.tensor(constant, dtype=INT64)
+        second = ir.Value(name=f"s{number}", const_value=tensor, shape=tensor.shape, type=ir.TensorType(INT64))
+        model.graph.initializers.add(second)
+        step = ir.Node("", op, [count, second])
+        count = step.outputs[0]
+        count.name, count.shape, count.type = f"k{number}", ir.Shape((1,)), ir.TensorType(INT64)
+        model.graph.insert_before(node, step)
+    node.replace_input_with(1, count)
+    return model
+
+
+def test_topk_may_take_its_count_from_an_input():
+    lint(topk_of_an_input(), "graph", static=True)
+    lint(topk_of_an_input(("Reshape", [-1]), ("Gather", 0), ("Reshape", [-1])), "graph", static=True)
+
+
+@pytest.mark.parametrize("step", [("Add", [1]), ("Gather", 1)])
+def test_topk_with_a_computed_count_is_refused(step):
+    with pytest.raises(LintError, match="neither a constant nor an input"):
+        lint(topk_of_an_input(step), "graph", static=True)
+
+
+def test_a_dimension_may_be_named_after_the_input_that_gives_it():
+    model = graph(shape=("num_kept", 4))
+    with pytest.raises(LintError, match="dynamic shape"):
         lint(model, "graph", static=True)
+    model.graph.inputs.append(ir.val("num_kept", dtype=INT64, shape=(1,)))
+    lint(model, "graph", static=True)
 
 
 def test_an_older_ir_version_and_an_input_that_is_an_output_are_refused():

@@ -1,7 +1,11 @@
+import numpy as np
 import onnx_ir as ir
+import pytest
 
 from ptp.bundle.manifest import TensorSpec
-from ptp.export.passes import ApplyContract, HideProbes
+from ptp.export import to_onnx
+from ptp.export.passes import ApplyContract, HideProbes, ShareWeights, shared_bytes
+from ptp.export.to_onnx import save
 
 
 def chain(*shape):
@@ -39,3 +43,62 @@ def test_dimensions_take_the_contracts_names():
 def test_a_number_is_never_renamed():
     model = chain(2, 4)
     assert not ApplyContract([TensorSpec(name="x", dtype="float32", shape=("batch_size", 4))], [])(model).modified
+
+
+def test_the_only_dynamic_dimension_is_named_inside_too():
+    model = chain("u0", 4)
+    specs = [TensorSpec(name="x", dtype="float32", shape=("num_kept", 4))]
+    ApplyContract(specs, [])(model)
+    assert {str(value.shape[0]) for node in model.graph for value in node.outputs} == {"num_kept"}
+    two = chain("u0", 4)
+    ApplyContract([*specs, TensorSpec(name="z", dtype="float32", shape=("other",))], [])(two)
+    assert str(next(iter(two.graph)).outputs[0].shape[0]) == "u0"
+
+
+def weighted(*weights):
+    """Return a model that adds its weights to its input."""
+    value = ir.val("x", dtype=ir.DataType.FLOAT, shape=(64, 64))
+    x, nodes, initializers = value, [], []
+    for number, weight in enumerate(weights):
+        initializer = ir.Value(name=f"w{number}", const_value=ir.tensor(weight), shape=ir.Shape(weight.shape))
+        initializers.append(initializer)
+        nodes.append(ir.Node("", "Add", [value, initializer]))
+        value = nodes[-1].outputs[0]
+        value.name, value.shape, value.type = f"y{number}", ir.Shape((64, 64)), ir.TensorType(ir.DataType.FLOAT)
+    body = ir.Graph([x], [value], nodes=nodes, initializers=initializers, opset_imports={"": 20})
+    return ir.Model(body, ir_version=10)
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """A graph with two weights in external data, the second of zeros."""
+    monkeypatch.setattr(to_onnx, "INLINE_LIMIT", 1000)
+    first = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    save(weighted(first, np.zeros((64, 64), np.float32)), tmp_path / "first.onnx")
+    return first, tmp_path / "first.onnx"
+
+
+def test_weights_that_another_graph_holds_are_referred_to(written, tmp_path):
+    first, path = written
+    own = first + 1
+    # views with other strides, as the tracer's folded transposes are
+    model = weighted(own, np.asfortranarray(first))
+    assert ShareWeights(path)(model).modified
+    save(model, tmp_path / "second.onnx")
+    assert shared_bytes(tmp_path / "second.onnx") == first.nbytes
+    assert (tmp_path / "second.onnx_data").stat().st_size == own.nbytes
+    loaded = ir.load(tmp_path / "second.onnx").graph.initializers
+    assert loaded["w1"].const_value.location == "first.onnx_data"
+    np.testing.assert_array_equal(loaded["w0"].const_value.numpy(), own)
+    np.testing.assert_array_equal(loaded["w1"].const_value.numpy(), first)
+
+
+def test_weights_of_other_bits_or_of_graphs_in_one_file_are_not_shared(written, tmp_path):
+    first, path = written
+    other = first.copy()
+    other[-1, -1] = np.nextafter(other[-1, -1], np.float32(9))
+    assert not ShareWeights(path)(weighted(other, np.full((64, 64), -0.0, np.float32))).modified
+    assert not ShareWeights(path)(weighted(first.T.copy(), first[:32])).modified
+    to_onnx.INLINE_LIMIT = 1 << 20
+    save(weighted(first), tmp_path / "inline.onnx")
+    assert not ShareWeights(tmp_path / "inline.onnx")(weighted(first)).modified

@@ -76,25 +76,36 @@ grids_of_any_shape = st.lists(
 
 
 @st.composite
-def sizes(draw, grids):
+def sizes(draw, grids, side):
     """Mostly images near the aspect ratio of one of the grids: others lose most of their tokens to unpadding."""
     rows, columns = draw(st.sampled_from(grids))
     factor = draw(st.integers(1, 100))
-    by_a_pixel = st.tuples(st.integers(-1, 1), st.integers(-1, 1))
-    by_a_tile = st.tuples(st.integers(-factor, factor), st.integers(-factor, factor))
-    close, closer = (
-        by.map(lambda by: (max(1, rows * factor + by[0]), max(1, columns * factor + by[1])))
-        for by in (by_a_tile, by_a_pixel)
+
+    def off_by(most):
+        off = st.integers(-most, most)
+        return st.tuples(off, off).map(
+            lambda by: (max(1, rows * factor + by[0]), max(1, columns * factor + by[1])),
+        )
+
+    def whole_tokens(most):  # what unpadding leaves is an integer, and floats come out on either side of it
+        left = st.integers(max(1, most - 2 * side), most)
+        return left.map(lambda tokens: tokens * factor)
+
+    return draw(
+        off_by(1)
+        | off_by(factor)
+        | st.tuples(whole_tokens(rows * side), st.just(columns * side * factor))
+        | st.tuples(st.just(rows * side * factor), whole_tokens(columns * side))
+        | st.tuples(st.integers(1, 900), st.integers(1, 900))
+        | st.sampled_from([(1, 1), (1, 3000), (3000, 1), (56, 112), (3000, 3000)])
     )
-    anything = st.tuples(st.integers(1, 900), st.integers(1, 900))
-    return draw(close | closer | anything | st.sampled_from([(1, 1), (1, 3000), (3000, 1), (56, 112), (3000, 3000)]))
 
 
 @st.composite
 def cases(draw):
     side = draw(st.sampled_from(range(1, 7)))
     grids = draw(st.sampled_from(GRIDS) | grids_of_any_shape.map(tuple))
-    size = draw(sizes(grids))
+    size = draw(sizes(grids, side))
     grid = choose_grid(*size, grids, TILE)
     tiles = 1 + max(rows * columns for rows, columns in grids)
     thumbnail = draw(st.sampled_from(["ratio", "keep_all", "as_region"]))
@@ -118,7 +129,7 @@ def cases(draw):
         "grid": grid,
         "saliency": draw(st.sampled_from(sorted(SCORES))),
         "weights": draw(st.sampled_from(sorted(REGION_WEIGHTS))),
-        "relevance": draw(st.none() | st.sampled_from(sorted(SCORES))),
+        "relevance": draw(st.none() | st.just("opposed") | st.sampled_from(sorted(SCORES))),
         "alpha": draw(st.sampled_from([0.0, 0.25, 1 / 3, 0.5, 0.9, 1.0])),
         "seed": draw(st.integers(0, 2**31)),
         "with_nan": draw(st.booleans()),
@@ -131,7 +142,11 @@ def check(case):
     shape = (schedule.num_tiles, schedule.tokens_per_tile)
     saliency = SCORES[case["saliency"]](random, shape).astype(np.float32)
     weights = REGION_WEIGHTS[case["weights"]](random, shape[:1]).astype(np.float32)
-    relevance = case["relevance"] and SCORES[case["relevance"]](random, shape).astype(np.float32)
+    relevance = None
+    if case["relevance"] == "opposed":  # at α = 0.5 nothing but the rounding tells one token from another
+        relevance = -saliency
+    elif case["relevance"]:
+        relevance = SCORES[case["relevance"]](random, shape).astype(np.float32)
     if case["with_nan"]:  # what is not real may hold anything
         is_real = np.isin(np.arange(saliency.size), packed_by_transformers(size, grid, schedule.side)).reshape(shape)
         saliency[~is_real] = np.nan

@@ -185,7 +185,7 @@ def test_answers_hold_no_control_characters_and_keep_their_joiners(
     demo_bundle: Path, photo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = "a\tb\n\x1b[2Jc\x9b3md\r\x07e 👩\u200d👧\u3000你\u00a0क्\u200dष"
-    monkeypatch.setattr(Pipeline, "stream", lambda *args, **options: iter([text]))
+    monkeypatch.setattr(Pipeline, "stream_batch", lambda *args, **options: iter([iter([text])]))
     assert ptp("run", demo_bundle, "--image", photo, "--prompt", QUESTION) == 0
     assert capsys.readouterr().out == "a\tb\n[2Jc3mde 👩\u200d👧\u3000你\u00a0क्\u200dष\n"
 

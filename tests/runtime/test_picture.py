@@ -38,6 +38,7 @@ def visual(image: Image.Image, positions: list[int], side: int = SIDE) -> Visual
         positions=np.array(positions, np.int64),
         packed_length=0,
         tile_budgets=np.zeros(5, np.int32),
+        alpha=None,
         tiles=tiles,
     )
     layout = tokens.layout(tiling(side))

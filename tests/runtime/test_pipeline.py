@@ -173,6 +173,58 @@ def test_alpha_is_a_fraction(alpha: float, tmp_path: Path) -> None:
         pipeline(fake(tmp_path)).encode(IMAGE, "hi", alpha=alpha)
 
 
+def test_auto_alpha_reaches_the_graph_as_a_negative_number(tmp_path: Path) -> None:
+    bundle = fake(tmp_path, pruning={"alpha": "auto"})
+    pipe = pipeline(bundle)
+    pipe.encode(IMAGE, "hi")
+    pipe.encode(IMAGE, "hi", alpha=0.25)
+    assert pipe.encode(IMAGE, "hi", alpha="auto").alpha == -1  # what the graph says it used
+    assert [call["alpha"].tolist() for call in bundle.graphs["vision.onnx"].calls] == [[-1], [0.25], [-1]]
+
+
+RANGE = {"min": 1 / 6, "max": 0.75, "min_kept": 4, "max_kept": 11}
+
+
+def test_keep_is_chosen_at_run_time_where_the_bundle_has_a_range(tmp_path: Path) -> None:
+    """3 tiles of 4 tokens, and 4 newline rows."""
+    levels = {"thumbnail": 1, "crops": 2, "newline": 4}
+    bundle = fake(tmp_path, pruning={"keep_range": RANGE, "levels": levels, "num_kept": 7})
+    pipe = pipeline(bundle)
+    for keep in (None, 0.5, "1/3"):
+        pipe.encode(IMAGE, "hi", keep=keep)
+    assert [call["num_kept"].tolist() for call in bundle.graphs["vision.onnx"].calls] == [[7], [10], [8]]
+    for keep in (0.9, 0.01, 0.0, "much"):
+        with pytest.raises(ConfigError, match=r"keep"):
+            pipe.encode(IMAGE, "hi", keep=keep)
+
+
+def test_keep_is_refused_where_it_is_fixed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"keep is fixed in this bundle; got 0.5; expected 0.25"):
+        pipeline(fake(tmp_path)).encode(IMAGE, "hi", keep=0.5)
+
+
+def test_a_batch_is_one_call_and_its_empty_rows_repeat_the_last_image(tmp_path: Path) -> None:
+    bundle = FakeBundle(tmp_path, ids("ok</s>"), batch=2)
+    wide = Image.new("RGB", (40, 6))
+    questions = [(IMAGE, "hi"), (wide, "hello"), (IMAGE, "who")]
+    generations = list(pipeline(bundle).stream_batch(questions, alpha=0.25))
+    assert [generation.visual.tiles.image_size for generation in generations] == [(8, 16), (6, 40), (8, 16)]
+    first, second = bundle.graphs["vision.onnx"].calls
+    assert first["image_sizes"].tolist() == [[8, 16], [6, 40]]
+    assert first["prompt_mask"].sum(axis=1).tolist() == [P + S, P + S + 3]
+    assert first["alpha"].tolist() == [0.25, 0.25]
+    assert second["image_sizes"].tolist() == [[8, 16], [8, 16]]
+    np.testing.assert_array_equal(second["prompt_embeds"][0], second["prompt_embeds"][1])
+
+
+def test_answers_of_a_batch_are_made_as_they_are_asked_for(tmp_path: Path) -> None:
+    bundle = FakeBundle(tmp_path, ids("ok</s>"), batch=2)
+    generations = pipeline(bundle).stream_batch([(IMAGE, "a"), (IMAGE, "b"), (IMAGE, "c")])
+    next(generations)
+    assert len(bundle.graphs["vision.onnx"].calls) == 1
+    assert not bundle.graphs["decoder.onnx"].calls
+
+
 def test_problems_show_before_the_first_piece_is_asked_for(tmp_path: Path) -> None:
     pipe = pipeline(fake(tmp_path))
     with pytest.raises(PromptError, match="this bundle chooses tokens by the question"):
