@@ -8,6 +8,9 @@ Four graphs run in turn, so that a slow moment of the machine hits all of them; 
 - `none`, `similarity`: the vision graph as exported;
 - `pruner none`, `pruner similarity`: everything in them but encoder and projector, on the encoder's own outputs.
 
+Node counts are those of the traced graph, and of the graph that is written. What `attention` costs is measured by
+`benchmarks/attention.py`.
+
 Run it with nothing else running: two threads on two cores fall back ten-fold beside a third process.
 """
 
@@ -121,8 +124,9 @@ def build(folder: Path, keep: Fraction) -> dict[str, tuple[Any, dict[str, Any]]]
     random = np.random.default_rng(0)
 
     def add(name: str, module: nn.Module, io: GraphIO) -> None:
+        before = sum(1 for _ in trace(module, io, opset=20, optimize=False).graph)
         traced = trace(module, io, opset=20)
-        print(f"{name}: {sum(1 for _ in traced.graph)} nodes", flush=True)
+        print(f"{name}: {before} nodes traced, {sum(1 for _ in traced.graph)} written", flush=True)
         path = folder / name.replace(" ", "_") / "graph.onnx"
         save(traced, path)
         del traced

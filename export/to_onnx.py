@@ -27,13 +27,14 @@ SMALLEST_WEIGHT = 256
 EXAMPLE = {"batch_size": 2, "sequence_length": 3, "past_sequence_length": 5, "total_sequence_length": 8}
 
 
-def trace(module: nn.Module, io: GraphIO, *, opset: int) -> ir.Model:
+def trace(module: nn.Module, io: GraphIO, *, opset: int, optimize: bool = True) -> ir.Model:
     """Trace a module with `torch.onnx.export` and bring the result into its contract.
 
     Args:
         module: takes the contract's inputs, by name or the cache as a star; returns its outputs, then its probes.
         io: the contract.
         opset: ONNX opset, 18 to 20.
+        optimize: fold constants and remove what has no effect (onnxscript's passes).
 
     Raises:
         ExportError: the traced graph's inputs or outputs are not those of the contract.
@@ -45,6 +46,7 @@ def trace(module: nn.Module, io: GraphIO, *, opset: int) -> ir.Model:
             **_arguments(io),
             dynamo=True,
             opset_version=opset,
+            optimize=optimize,
             input_names=[spec.name for spec in io.inputs],
             output_names=outputs,
             verbose=False,

@@ -76,10 +76,10 @@ def fused(bottom_up, top_down, alpha):
 
 
 def whole_weights(weights):
-    largest = Fraction(max(weights))
-    if largest == 0:
+    heaviest = Fraction(max(weights))
+    if heaviest == 0:
         return [8192] * len(weights)  # no region is better than another
-    shares = [Fraction(float32(Fraction(weight) / largest)) for weight in weights]
+    shares = [Fraction(float32(Fraction(weight) / heaviest)) for weight in weights]
     in_levels = [Fraction(float32(share * 8192)) for share in shares]
     return [max(1, floor(float32(level + Fraction(1, 2)))) for level in in_levels]
 

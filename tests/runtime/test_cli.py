@@ -11,7 +11,7 @@ from PIL import Image
 from ptp import Pipeline
 from ptp.bundle.summary import budget_line
 from ptp.cli import main
-from ptp.runtime.cli import hash_progress
+from ptp.runtime.cli import hash_progress, pair_up
 
 QUESTION = "What is this?"
 
@@ -56,6 +56,41 @@ def test_run_passes_every_option_on(
     assert result["num_visual_tokens"] == expected.num_visual_tokens == len(result["visual_tokens"]["positions"])
     with Image.open(picture) as image:
         assert image.format == "PNG"
+
+
+def test_run_answers_several_questions(
+    demo_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.png"
+    Image.new("RGB", (50, 50), "red").save(other)
+    arguments = ("run", demo_bundle, "--image", photo, "--image", other, "--prompt", QUESTION, "--max-new-tokens", 5)
+    assert ptp(*arguments) == 0
+    pipeline = Pipeline.load(demo_bundle)
+    texts = [pipeline.generate(path, QUESTION, max_new_tokens=5).text for path in (photo, other)]
+    assert capsys.readouterr().out == f"{photo}: {QUESTION}\n{texts[0]}\n{other}: {QUESTION}\n{texts[1]}\n"
+    assert ptp(*arguments, "--json", "--alpha", "auto") == 0
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (first["image"], second["image"], first["prompt"]) == (str(photo), str(other), QUESTION)
+    assert first["visual_tokens"]["alpha"] == pytest.approx(pipeline.encode(photo, QUESTION, alpha="auto").alpha)
+
+
+def test_questions_and_images_must_pair_up(
+    demo_bundle: Path, photo: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert ptp("run", demo_bundle, *("--image", photo) * 3, *("--prompt", QUESTION) * 2) == 1
+    assert "got 3 images and 2 questions; expected one of either, or as many of both" in capsys.readouterr().err
+    shown = ("--show", tmp_path / "shown.png")
+    assert ptp("run", demo_bundle, *("--image", photo) * 2, "--prompt", QUESTION, *shown) == 1
+    assert "--show draws one image; got 2 questions" in capsys.readouterr().err
+    assert pair_up([photo], ["a", "b"]) == [(photo, "a"), (photo, "b")]
+
+
+def test_keep_is_refused_where_it_is_fixed(
+    demo_bundle: Path, photo: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for verb, extra in (("run", ()), ("inspect", ("--out", tmp_path / "kept.png"))):
+        assert ptp(verb, demo_bundle, "--image", photo, "--prompt", QUESTION, "--keep", "0.5", *extra) == 1
+        assert "keep is fixed in this bundle; got 0.5; expected 0.25" in capsys.readouterr().err
 
 
 def test_run_stops_at_a_stop_text(demo_bundle: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
