@@ -4,9 +4,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from exact_oracle import float32, keep_tokens_exactly, packed_by_transformers
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tests.ptp_graph.exact_oracle import float32, keep_tokens_exactly, packed_by_transformers
 
 from ptp.anyres import choose_grid
 from ptp.ptp_graph.reference import keep_tokens
