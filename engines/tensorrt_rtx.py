@@ -1,6 +1,6 @@
 """TensorRT-RTX: builds engines on any machine, with or without a GPU.
 
-The builder runs in a process of its own (`python -m ptp.engines.tensorrt_rtx MODEL RANGES`): its memory is given back
+The builder runs in a process of its own (`python -m ptp.engines.tensorrt_rtx MODEL [RANGES]`): its memory is given back
 when it ends, and a crash inside it is an error message here.
 """
 
@@ -78,4 +78,4 @@ def _build(path: str, ranges: Mapping[str, Range]) -> BuildReport:
 
 
 if __name__ == "__main__":
-    print(json.dumps(vars(_build(sys.argv[1], json.loads(sys.argv[2])))))
+    print(json.dumps(vars(_build(sys.argv[1], json.loads(sys.argv[2]) if len(sys.argv) > 2 else {})))))
