@@ -78,4 +78,4 @@ def _build(path: str, ranges: Mapping[str, Range]) -> BuildReport:
 
 
 if __name__ == "__main__":
-    print(json.dumps(vars(_build(sys.argv[1], json.loads(sys.argv[2]) if len(sys.argv) > 2 else {})))))
+    print(json.dumps(vars(_build(sys.argv[1], json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}))))
