@@ -34,6 +34,7 @@ from ptp.anyres import PackedLayout
 from ptp.bundle.manifest import LanguageModel, TensorSpec
 from ptp.export.adapters.llava_next import LlavaNext
 from ptp.export.decoder import DecoderGraph
+from ptp.export.passes import ShareWeights, shared_bytes
 from ptp.export.specs import GraphIO, decoder_io, vision_io
 from ptp.export.to_onnx import save, trace
 from ptp.export.vision import VisionGraph
@@ -54,11 +55,15 @@ def main() -> None:
     length = PackedLayout(height=SIZE[0], width=SIZE[1], grid=GRID, side=24).length
     with tempfile.TemporaryDirectory() as folder:
         model = build_model()
-        write_pruner(model, schedule, Path(folder) / "pruner")
-        sizes = write_decoder(model, options.layers, Path(folder) / "decoder")
+        paths = {name: Path(folder) / f"{name}.onnx" for name in ("two_blocks", "pruner", "decoder")}
+        write_decoder(model, 2, paths["two_blocks"])
+        write_pruner(model, schedule, paths["pruner"], beside=paths["two_blocks"])
+        print(f"weights that the pruner shares with the decoder's file: {shared_bytes(paths['pruner'])} bytes in fp32")
+        repeat_first_block(model, options.layers)
+        sizes = write_decoder(model, options.layers, paths["decoder"])
         del model
-        pruner = run_pruner(Path(folder) / "pruner", schedule, options.repeats)
-        decoder = session(Path(folder) / "decoder")
+        pruner = run_pruner(paths["pruner"], schedule, options.repeats)
+        decoder = session(paths["decoder"])
         tokens = {"prefill unpruned": MAX_PROMPT + length, "prefill pruned": MAX_PROMPT + schedule.num_kept}
         seconds = {name: run_prefill(decoder, sizes, count, options.repeats) for name, count in tokens.items()}
     print(f"{options.layers} blocks, keep {float(options.keep)}, fp32, median of {options.repeats}")
@@ -89,12 +94,14 @@ def build_model() -> Any:
     return LlavaNextForConditionalGeneration(LlavaNextConfig(vision_config=vision, text_config=text)).eval()
 
 
-def write_pruner(model: Any, schedule: Schedule, folder: Path) -> None:
-    """Write everything of the vision graph but encoder and projector."""
+def write_pruner(model: Any, schedule: Schedule, path: Path, beside: Path) -> None:
+    """Write everything of the vision graph but encoder and projector, weights shared as in an export."""
     io = pruner_io(schedule)
     prepared = Prepared(model.model.vision_tower.encoder.layers[SALIENCY_LAYER], model.model.image_newline)
     early = LlavaNext.build_early_blocks(model)
-    save(trace(VisionGraph(prepared, schedule, "attention", "cls_cosine", 0.1, early), io, opset=20), folder / "x.onnx")
+    traced = trace(VisionGraph(prepared, schedule, "attention", "cls_cosine", 0.1, early), io, opset=20)
+    ShareWeights(beside)(traced)
+    save(traced, path)
 
 
 def pruner_io(schedule: Schedule) -> GraphIO:
@@ -106,14 +113,18 @@ def pruner_io(schedule: Schedule) -> GraphIO:
     return GraphIO(inputs=(done, *io.inputs[1:]), outputs=io.outputs, probes=io.probes)
 
 
-def write_decoder(model: Any, layers: int, folder: Path) -> LanguageModel:
-    """Write a decoder whose blocks are all the first one; return its sizes."""
+def repeat_first_block(model: Any, layers: int) -> None:
+    """Make the language model's first block all of its blocks, as modules of their own over the same weights."""
     language = model.model.language_model
     block = language.layers[0]
     blocks = [copy.deepcopy(block, {id(weight): weight for weight in block.parameters()}) for _ in range(layers)]
     for number, twin in enumerate(blocks):
         twin.self_attn.layer_idx = number
     language.layers, language.config.num_hidden_layers = nn.ModuleList(blocks), layers
+
+
+def write_decoder(model: Any, layers: int, path: Path) -> LanguageModel:
+    """Write the decoder; return its sizes."""
     sizes = LanguageModel(
         num_layers=layers,
         num_kv_heads=LM_HEADS,
@@ -122,18 +133,18 @@ def write_decoder(model: Any, layers: int, folder: Path) -> LanguageModel:
         vocab_size=VOCABULARY,
         max_position_embeddings=4096,
     )
-    save(trace(DecoderGraph(model), decoder_io(sizes, "fp32"), opset=20), folder / "x.onnx")
+    save(trace(DecoderGraph(model), decoder_io(sizes, "fp32"), opset=20), path)
     return sizes
 
 
-def session(folder: Path) -> Any:
+def session(path: Path) -> Any:
     """Return a session that keeps one copy of each weight."""
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_prepacking", "1")
-    return onnxruntime.InferenceSession(folder / "x.onnx", options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def run_pruner(folder: Path, schedule: Schedule, repeats: int) -> float:
+def run_pruner(path: Path, schedule: Schedule, repeats: int) -> float:
     """Return the seconds of one call."""
     random = np.random.default_rng(0)
     fixed = {"image_sizes": [SIZE], "tile_grid": [GRID], "alpha": [0.5], "prefix_length": [5]}
@@ -142,7 +153,7 @@ def run_pruner(folder: Path, schedule: Schedule, repeats: int) -> float:
         shape = [int(size) for size in spec.shape]
         values = np.ones(shape, bool) if spec.dtype == "bool" else random.normal(size=shape)
         feeds[spec.name] = np.array(fixed.get(spec.name, values), spec.dtype)
-    return timed(session(folder), feeds, repeats)
+    return timed(session(path), feeds, repeats)
 
 
 def run_prefill(decoder: Any, sizes: LanguageModel, tokens: int, repeats: int) -> float:

@@ -8,6 +8,7 @@ import torch
 from ptp.engines import tensorrt_rtx
 from ptp.export.checkpoint import DTYPES, Checkpoint
 from ptp.export.decoder import DecoderGraph, EmbedGraph
+from ptp.export.language import drop_late_blocks
 from ptp.export.plan import Plan
 from ptp.export.vision import build_vision_graph
 
@@ -46,10 +47,10 @@ class Sizes:
 def estimate(plan: Plan, checkpoint: Checkpoint) -> Sizes:
     """Estimate sizes from the configuration alone.
 
-    An export holds all weights once; on top, one after the other, come ONNX Runtime with the vision graph and its
-    activations, compared with the loaded model, and TensorRT-RTX's builder where it is installed. A run holds all
-    weights, the cache and the encoder's activations; ONNX Runtime on the CPU computes float16 graphs with float32
-    copies of their weights.
+    An export holds all weights once, until embedding and decoder are written. Then the language model's later blocks
+    are dropped, and one after the other come ONNX Runtime with the vision graph and its activations, compared with what
+    is left of the model, and TensorRT-RTX's builder where it is installed. A run holds all weights, the cache and the
+    encoder's activations; ONNX Runtime on the CPU computes float16 graphs with float32 copies of their weights.
     """
     itemsize = DTYPES[plan.config.precision].itemsize
     with torch.device("meta"):
@@ -67,7 +68,9 @@ def estimate(plan: Plan, checkpoint: Checkpoint) -> Sizes:
     cache = 2 * text.num_layers * text.num_kv_heads * text.head_dim * itemsize * tokens
     activations = _vision_activations(plan, checkpoint)
     compute = 2 if plan.config.precision == "fp16" else 1
-    loaded = BASE_BYTES + itemsize * _parameters(model)
+    loaded = itemsize * _parameters(model)
+    drop_late_blocks(model)
+    left = itemsize * _parameters(model)
     parity = (1 + compute) * vision + activations
     build = RTX_BASE_BYTES + RTX_WEIGHT_COPIES * vision if tensorrt_rtx.is_installed() else 0
     return Sizes(
@@ -75,7 +78,7 @@ def estimate(plan: Plan, checkpoint: Checkpoint) -> Sizes:
         embed=embed,
         decoder=decoder,
         cache=cache,
-        export=loaded + max(parity, build),
+        export=BASE_BYTES + max(loaded, left + max(parity, build)),
         run=RUNTIME_BASE_BYTES + (1 + (compute - 1) * 2) * (vision + embed + decoder) + cache + activations,
     )
 

@@ -21,6 +21,7 @@ from ptp.export.checkpoint import Checkpoint, load_weights, open_checkpoint
 from ptp.export.config import ExportConfig
 from ptp.export.decoder import DecoderGraph, EmbedGraph
 from ptp.export.gates.parity import ImageParity, check_parity
+from ptp.export.language import drop_late_blocks
 from ptp.export.lint import lint
 from ptp.export.passes import ShareWeights, shared_bytes
 from ptp.export.plan import Plan, make_plan
@@ -74,8 +75,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
 
         embed = _write(EmbedGraph(model), plan.embed_io, "embed_tokens", plan, stage, say)
         decoder = _write(DecoderGraph(model), plan.decoder_io, "decoder_model_merged", plan, stage, say)
-        # on disk, and not needed again: the vision graph and its gates look at the first two blocks alone
-        del model.lm_head, model.model.language_model.layers[2:]
+        drop_late_blocks(model)  # they are on disk
         gc.collect()
         vision, check = _export_vision(plan, checkpoint, model, stage / decoder.file, stage, say)
         del model
