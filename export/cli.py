@@ -58,7 +58,7 @@ def export(
         keep=fraction,
         keep_range=keep_range,
         instruction=instruction,
-        alpha=parse_alpha(alpha),
+        alpha=None if alpha is None else parse_alpha(alpha),
         precision=dtype,
         max_prompt=max_prompt,
         batch=batch,

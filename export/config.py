@@ -5,9 +5,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal, get_args
 
-from ptp.alpha import check_alpha
+from ptp.alpha import parse_alpha
 from ptp.anyres import Grid
 from ptp.budgets import parse_fraction
+from ptp.bundle.contract import MAX_BATCH
 from ptp.bundle.manifest import (
     Alpha,
     Instruction,
@@ -27,9 +28,6 @@ DEFAULT_ALPHA = 0.5
 
 REGION_TEMPERATURE = 0.1
 """τ of the softmax over crops; our choice, the paper does not state one."""
-
-MAX_BATCH = 64
-"""Images of one call: beyond, a graph's activations outgrow every board this is for."""
 
 Opset = Literal[18, 19, 20]
 
@@ -87,7 +85,7 @@ class ExportConfig:
         if self.instruction == "none" and self.alpha is not None:
             raise ConfigError("--alpha weighs the question, and --instruction none does not look at it")
         if self.alpha is not None:
-            check_alpha(self.alpha)
+            parse_alpha(self.alpha)
         if not 1 <= self.batch <= MAX_BATCH:
             raise ConfigError("--batch is a number of images", got=self.batch, expected=f"1 to {MAX_BATCH}")
         if not 1 <= self.max_prompt <= 8192:

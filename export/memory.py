@@ -28,7 +28,7 @@ class Sizes:
     """Bytes on disk and in memory.
 
     Attributes:
-        vision: weights of `vision_encoder.onnx`.
+        vision: weights of `vision_encoder.onnx`, those among them that are in the decoder's file.
         embed: weights of `embed_tokens.onnx`.
         decoder: weights of `decoder_model_merged.onnx`.
         cache: key/value cache for the longest prompt and K visual tokens.

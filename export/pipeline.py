@@ -148,7 +148,7 @@ def _write(
 
 def _parity(check: VisionCheck) -> Parity:
     return Parity(
-        images=tuple((image.height, image.width) for image in check.images),
+        images=tuple(dict.fromkeys((image.height, image.width) for image in check.images)),
         max_feature_difference=_largest(image.feature_difference for image in check.images),
         max_score_difference=_largest(image.score_difference for image in check.images),
         kept_indices_equal=True,

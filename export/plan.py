@@ -96,7 +96,8 @@ def make_plan(config: ExportConfig, checkpoint: Checkpoint) -> Plan:
     """Decide what to export.
 
     Raises:
-        ConfigError: the grid is not the checkpoint's, or the budgets cannot be exported.
+        ConfigError: the grid is not the checkpoint's, the budgets cannot be exported, or the language model has no
+            second block to look at the question with.
         CheckpointError: the checkpoint's tiles are not ones that the family's export covers.
     """
     tiling = checkpoint.tiling
@@ -108,6 +109,12 @@ def make_plan(config: ExportConfig, checkpoint: Checkpoint) -> Plan:
             )
         tiles = 1 + config.grid[0] * config.grid[1]
         tiling = tiling.model_copy(update={"grids": (config.grid,), "max_tiles": tiles})
+    if config.instruction == "attention" and checkpoint.language_model.num_layers < 2:
+        raise ConfigError(
+            "--instruction attention needs the language model's second block",
+            got=f"{checkpoint.language_model.num_layers} block",
+            do="choose --instruction similarity or none",
+        )
     schedule = Schedule(
         keep=config.keep,
         keep_range=config.keep_range,

@@ -113,7 +113,7 @@ class VisionGraph(nn.Module):
         length = slots.length.squeeze(-1).to(torch.int64)
         return (kept, selection.positions, selection.num_valid, budgets, length, *outputs, *probes)
 
-    def _levels(self, num_kept: Tensor | None) -> "TracedLevels":
+    def _levels(self, num_kept: Tensor | None) -> TracedLevels:
         """Return the budgets of the levels, from the input K where the graph has one."""
         schedule, levels = self.schedule, self.schedule.levels
         if num_kept is None:
@@ -129,7 +129,7 @@ class VisionGraph(nn.Module):
         return TracedLevels(thumbnail=thumbnail, crops=tokens - thumbnail, num_kept=count)
 
     def _budgets(
-        self, saliency: Tensor, cls: Tensor, slots: PackedSlots, valid: Tensor, levels: "TracedLevels"
+        self, saliency: Tensor, cls: Tensor, slots: PackedSlots, valid: Tensor, levels: TracedLevels
     ) -> tuple[Tensor, Tensor]:
         """Return budgets (B, T) int32 and region weights (B, T) float32 of the tiles."""
         schedule = self.schedule

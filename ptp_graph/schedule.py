@@ -42,6 +42,13 @@ class Schedule:
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
             raise ConfigError("keep is a fraction of the visual tokens", got=float(self.keep), expected="0 < keep ≤ 1")
+        if self.num_tokens * WEIGHT_LEVELS >= 2**31:
+            raise ConfigError(
+                "too many visual tokens for 32-bit budgets",
+                got=self.num_tokens,
+                expected=f"fewer than {2**31 // WEIGHT_LEVELS}",
+                do="choose a smaller --grid",
+            )
         low, high = self.keep_range or (self.keep, self.keep)
         if not 0 < low <= self.keep <= high <= 1:
             raise ConfigError(
@@ -57,13 +64,6 @@ class Schedule:
                 do="lower the largest keep, choose a smaller --grid, or export with one fixed keep",
             )
         self.levels_at(low)  # refuses a keep that keeps nothing
-        if self.num_tokens * WEIGHT_LEVELS >= 2**31:
-            raise ConfigError(
-                "too many visual tokens for 32-bit budgets",
-                got=self.num_tokens,
-                expected=f"fewer than {2**31 // WEIGHT_LEVELS}",
-                do="choose a smaller --grid",
-            )
 
     @property
     def num_tiles(self) -> int:

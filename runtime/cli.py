@@ -13,7 +13,7 @@ from rich import progress as bars
 from rich.console import Console
 from rich.text import Text
 
-from ptp.alpha import parse_alpha
+from ptp.alpha import alpha_input, parse_alpha
 from ptp.budgets import num_kept_at
 from ptp.bundle import open_bundle, read_manifest
 from ptp.bundle.hashes import Progress
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ptp.bundle import Manifest
-    from ptp.bundle.manifest import Alpha as AlphaValue
     from ptp.runtime.vision import VisualTokens
 
 CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
@@ -70,14 +69,15 @@ def run(
         check_png(show, "--show")
         if len(pairs) > 1:
             raise ConfigError("--show draws one image", got=f"{len(pairs)} questions", do="leave it out or ask one")
-    weight = parse_alpha(alpha)
-    check_choice(read_manifest(bundle), weight, keep)
-    loaded = {path: load_image(path) for path in image}
+    manifest = read_manifest(bundle)
+    check_choice(manifest, alpha, keep)
+    for path in image:
+        load_image(path)  # and not kept: there may be many
     with hash_progress() as progress:
         pipeline = Pipeline.load(bundle, provider=provider, threads=threads, progress=progress)
     generations = pipeline.stream_batch(
-        ((loaded[path], question) for path, question in pairs),
-        alpha=weight,
+        pairs,
+        alpha=None if alpha is None else parse_alpha(alpha),
         keep=keep,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -87,7 +87,7 @@ def run(
     )
     for (path, question), generation in zip(pairs, generations, strict=True):
         if show:
-            _write_picture(show, loaded[path], generation.visual, pipeline.manifest)
+            _write_picture(show, load_image(path), generation.visual, pipeline.manifest)
         if as_json:
             result = {"image": str(path), "prompt": question} | asdict(generation.answer())
             result["visual_tokens"] = visual_json(generation.visual, pipeline.manifest)
@@ -116,14 +116,12 @@ def pair_up(images: list[Path], prompts: list[str]) -> list[tuple[Path, str]]:
     return list(zip(images * (count // len(images)), prompts * (count // len(prompts)), strict=True))
 
 
-def check_choice(manifest: "Manifest", alpha: "AlphaValue | None", keep: str | None) -> None:
+def check_choice(manifest: "Manifest", alpha: str | None, keep: str | None) -> None:
     """Refuse an α or a keep that the bundle cannot follow.
 
     Raises:
         ConfigError: which of them, and why.
     """
-    from ptp.runtime.vision import alpha_input
-
     alpha_input(alpha, manifest.pruning)
     num_kept_at(keep, manifest)
 
@@ -145,20 +143,21 @@ def inspect(
     from ptp.runtime.tables import bundle_tables, visual_json, visual_table
     from ptp.runtime.vision import VisualEncoder
 
-    manifest, weight = read_manifest(bundle), parse_alpha(alpha)
+    manifest = read_manifest(bundle)
     if image is None and any(option is not None for option in (prompt, alpha, keep)):
         raise ConfigError("--prompt, --alpha and --keep say how an image is looked at", do="give an image with --image")
     if image is not None:
         check_png(out, "--out")
         if prompt is None and manifest.pruning.instruction != "none":
             raise PromptError("this bundle chooses tokens by the question", do="give one with --prompt")
-        check_choice(manifest, weight, keep)
+        check_choice(manifest, alpha, keep)
         loaded = load_image(image)
     with hash_progress() as progress:
         opened = open_bundle(bundle, progress=progress)
     visual = None
     if image is not None:
         encoder = VisualEncoder(opened, graph_loader("onnxruntime", provider=provider, threads=threads))
+        weight = None if alpha is None else parse_alpha(alpha)
         visual = encoder.encode([encoder.ask(loaded, prompt)], alpha=weight, keep=keep)[0]
         _write_picture(out, loaded, visual, manifest)
     if as_json:

@@ -6,15 +6,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Unpack
 
+from ptp.alpha import alpha_input
+from ptp.budgets import Keep, num_kept_at
 from ptp.bundle import Bundle, open_bundle
 from ptp.bundle.hashes import Progress
 from ptp.bundle.manifest import Alpha
-from ptp.errors import ConfigError
+from ptp.errors import ConfigError, PromptError
 from ptp.runtime.backends.base import LoadGraph
 from ptp.runtime.decoding import Decoder
 from ptp.runtime.generation import Answer, Generation, check_length, splice
 from ptp.runtime.sampling import Sampling, SamplingOptions
-from ptp.runtime.vision import ImageSource, Keep, VisualEncoder, VisualTokens
+from ptp.runtime.vision import ImageSource, VisualEncoder, VisualTokens
 
 BACKENDS = ("onnxruntime",)
 
@@ -121,10 +123,11 @@ class Pipeline:
         keep: Keep | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Iterator[Generation]:
-        """Yield the answer to each of several questions, one after the other.
+        """Return an iterator over the answers to several questions, one after the other.
 
-        As many images are encoded in one call as the bundle was exported for (`--batch`); answers are generated one at
-        a time.
+        As many images are read ahead and encoded in one call as the bundle was exported for (`--batch`); answers are
+        generated one at a time. Options are checked before this returns; an image or a question that cannot be used
+        ends the iteration, together with the others of its call.
 
         Args:
             questions: images and the question about each.
@@ -136,12 +139,18 @@ class Pipeline:
             PtpError: see `stream`.
         """
         sampling = Sampling(**options)
-        pairs = iter(questions)
-        while chunk := list(islice(pairs, self.manifest.batch)):
+        alpha_input(alpha, self.manifest.pruning)
+        num_kept_at(keep, self.manifest)
+        return self._stream_batch(iter(questions), alpha, keep, sampling)
+
+    def _stream_batch(
+        self, questions: Iterator[tuple[ImageSource, str]], alpha: Alpha | None, keep: Keep | None, sampling: Sampling
+    ) -> Iterator[Generation]:
+        while chunk := list(islice(questions, self.manifest.batch)):
             queries = [self._encoder.ask(image, prompt) for image, prompt in chunk]
             for query, visual in zip(queries, self._encoder.encode(queries, alpha=alpha, keep=keep), strict=True):
-                assert query.prompt is not None
-                assert query.embeds is not None
+                if query.prompt is None or query.embeds is None:
+                    raise PromptError("there is no question", expected="a text")
                 sequence = splice(query.prompt, query.embeds, visual, self.manifest.pruning.positions)
                 check_length(sequence, sampling, self.manifest.language_model.max_position_embeddings)
                 yield Generation(self._encoder, self._decoder, sequence, visual, sampling)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ptp.alpha import AUTO, AUTO_INPUT, check_alpha
+from ptp.alpha import alpha_input
 from ptp.anyres import PackedLayout
-from ptp.budgets import num_kept_at
+from ptp.budgets import Keep, num_kept_at
 from ptp.bundle import Bundle
-from ptp.bundle.manifest import Alpha, GraphSpec, Pruning, Tiling
-from ptp.errors import ConfigError, PromptError, SchemaError
+from ptp.bundle.manifest import Alpha, GraphSpec, Tiling
+from ptp.errors import PromptError, SchemaError
 from ptp.runtime.backends.base import DTYPES, Array, LoadGraph
 from ptp.runtime.preprocess.images import load_image
 from ptp.runtime.preprocess.tiles import Tiles, make_tiles
 from ptp.runtime.tokenize import Prompt, Prompter
 
-VISION_INPUTS = (
-    "pixel_values",
-    "image_sizes",
-    "tile_grid",
-    "alpha",
-    "prompt_embeds",
-    "prompt_mask",
-    "question_mask",
-    "prefix_length",
-    "num_kept",
-)
-VISION_OUTPUTS = ("image_features", "image_positions", "num_valid", "tile_budgets", "packed_length")
-
 ImageSource = str | Path | Image.Image
 """An image file or an open image."""
-
-Keep = Fraction | float | str
-"""A fraction of visual tokens; a float or text counts as it is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +86,6 @@ class VisualEncoder:
     def __init__(self, bundle: Bundle, load_graph: LoadGraph) -> None:
         self.manifest = bundle.manifest
         graphs = bundle.manifest.graphs
-        require_names(graphs.vision_encoder, inputs=VISION_INPUTS, outputs=VISION_OUTPUTS, subset=True)
         require_names(graphs.embed_tokens, inputs=("input_ids",), outputs=("inputs_embeds",))
         self.prompter = Prompter.from_bundle(bundle)
         self._embed_dtype = DTYPES[graphs.embed_tokens.outputs[0].dtype]
@@ -172,8 +154,9 @@ class VisualEncoder:
     def _visual_tokens(outputs: dict[str, Array], tiles: Tiles) -> VisualTokens:
         valid = int(outputs["num_valid"])
         return VisualTokens(
-            features=outputs["image_features"][:valid],
-            positions=outputs["image_positions"][:valid],
+            # copies: a view would keep the whole batch in memory
+            features=outputs["image_features"][:valid].copy(),
+            positions=outputs["image_positions"][:valid].copy(),
             packed_length=int(outputs["packed_length"]),
             tile_budgets=outputs["tile_budgets"],
             alpha=float(outputs["effective_alpha"]) if "effective_alpha" in outputs else None,
@@ -201,37 +184,20 @@ class VisualEncoder:
         }
 
 
-def alpha_input(alpha: Alpha | None, pruning: Pruning) -> float:
-    """Return what the vision graph's input `alpha` gets, the bundle's own weight of the question if None.
-
-    Raises:
-        ConfigError: it is not 0 to 1 or `auto`, or is given although the bundle does not look at the question.
-    """
-    if alpha is not None and pruning.instruction == "none":
-        raise ConfigError(
-            "alpha weighs the question, which this bundle does not look at",
-            do="leave alpha out or export with --instruction attention",
-        )
-    weight = pruning.alpha if alpha is None else check_alpha(alpha)
-    return AUTO_INPUT if weight == AUTO else float(weight)
-
-
-def require_names(spec: GraphSpec, *, inputs: Sequence[str], outputs: Sequence[str], subset: bool = False) -> None:
+def require_names(spec: GraphSpec, *, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Refuse a graph with inputs that the runtime does not know or without outputs that it needs.
 
     Args:
         spec: the manifest's description of the graph.
         inputs: names of the inputs that the runtime feeds.
         outputs: names of the outputs that it reads.
-        subset: whether the graph may leave inputs out.
 
     Raises:
         SchemaError: all unknown and missing names.
     """
     found_inputs, found_outputs = {x.name for x in spec.inputs}, {x.name for x in spec.outputs}
     problems = [f"unknown input {name}" for name in sorted(found_inputs - set(inputs))]
-    if not subset:
-        problems += [f"no input {name}" for name in inputs if name not in found_inputs]
+    problems += [f"no input {name}" for name in inputs if name not in found_inputs]
     problems += [f"no output {name}" for name in outputs if name not in found_outputs]
     if problems:
         raise SchemaError(

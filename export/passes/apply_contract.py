@@ -10,7 +10,7 @@ from ptp.bundle.manifest import TensorSpec
 class ApplyContract(ir.passes.InPlacePass):
     """Rename dynamic dimensions of inputs and outputs; numbers are left for the contract's check.
 
-    Where the contract has one dynamic dimension alone, every dynamic dimension inside the graph is that one.
+    A dimension inside the graph that has the same symbol as a renamed one gets its name too; others keep theirs.
 
     Args:
         inputs: the contract's inputs.
@@ -23,7 +23,7 @@ class ApplyContract(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Return whether a dimension was renamed."""
-        modified = False
+        names: dict[str, str] = {}
         for values, specs in ((model.graph.inputs, self.inputs), (model.graph.outputs, self.outputs)):
             for value, spec in zip(values, specs, strict=False):
                 if value.shape is None or len(value.shape) != len(spec.shape):
@@ -32,18 +32,9 @@ class ApplyContract(ir.passes.InPlacePass):
                     found = value.shape[axis]
                     if isinstance(size, str) and isinstance(found, ir.SymbolicDim) and found.value != size:
                         value.shape[axis] = size
-                        modified = True
-        names = {size for spec in (*self.inputs, *self.outputs) for size in spec.shape if isinstance(size, str)}
-        if len(names) == 1:
-            modified |= self._name_inside(model, *names)
-        return ir.passes.PassResult(model, modified=modified)
-
-    @staticmethod
-    def _name_inside(model: ir.Model, name: str) -> bool:
-        modified = False
+                        names[str(found.value)] = size
         for value in (value for node in model.graph for value in node.outputs if value.shape is not None):
-            for axis, size in enumerate(value.shape or ()):
-                if isinstance(size, ir.SymbolicDim) and size.value != name and value.shape is not None:
-                    value.shape[axis] = name
-                    modified = True
-        return modified
+            for axis, found in enumerate(value.shape or ()):
+                if isinstance(found, ir.SymbolicDim) and found.value in names and value.shape is not None:
+                    value.shape[axis] = names[found.value]
+        return ir.passes.PassResult(model, modified=bool(names))

@@ -5,10 +5,13 @@ from fractions import Fraction
 from math import floor
 from typing import Any
 
-from ptp.bundle.manifest import Levels, Manifest, NewlinePolicy, ThumbnailPolicy
+from ptp.bundle.manifest import MAX_DIMENSION, Levels, Manifest, NewlinePolicy, ThumbnailPolicy
 from ptp.errors import ConfigError
 
-NUMBER = re.compile(r"[+-]?[0-9.]{1,40}(/[0-9]{1,40}|e[+-]?[0-9]{1,2})?", re.IGNORECASE)
+Keep = Fraction | float | str
+"""A fraction of visual tokens; a float or text counts as it is written (0.1 is 1/10)."""
+
+NUMBER = re.compile(r"[+-]?[0-9.]{1,40}(/[0-9]{1,40}|e[+-]?[0-9]{1,3})?", re.IGNORECASE)
 """What a fraction may look like; without a bound, 1e999999999 would be computed."""
 
 
@@ -32,7 +35,7 @@ def level_budgets(
         newline: keep every row separator, or drop them all.
 
     Raises:
-        ConfigError: `keep` keeps no token, or fewer than the policy gives the thumbnail.
+        ConfigError: `keep` keeps no token, fewer than the policy gives the thumbnail, or more than any bundle can hold.
     """
     total = floor(keep * num_tiles * tokens_per_tile)
     if total == 0:
@@ -41,6 +44,8 @@ def level_budgets(
             got=float(keep),
             expected=f"at least {1 / (num_tiles * tokens_per_tile):.6f} (1 of {num_tiles * tokens_per_tile} tokens)",
         )
+    if total + num_newlines > MAX_DIMENSION:
+        raise ConfigError("too many visual tokens", got=total + num_newlines, expected=f"at most {MAX_DIMENSION}")
     if thumbnail == "keep_all" and total < tokens_per_tile:
         raise ConfigError(
             "the whole thumbnail is more than keep allows",
@@ -74,30 +79,31 @@ def parse_fraction(text: str, name: str) -> Fraction:
     raise ConfigError(f"{name} is not a number", got=repr(text), expected="a fraction such as 0.25")
 
 
-def num_kept_at(keep: Fraction | float | str | None, manifest: Manifest) -> int:
+def num_kept_at(keep: Keep | None, manifest: Manifest) -> int:
     """Return K for a fraction that is asked for at run time; the bundle's own if None.
-
-    Args:
-        keep: fraction of visual tokens kept; a float counts as it is written (0.1 is 1/10).
-        manifest: of the bundle.
 
     Raises:
         ConfigError: the bundle has one fixed K, or K would be outside its range.
     """
-    pruning, tiling = manifest.pruning, manifest.tiling
+    pruning, tiling, bounds = manifest.pruning, manifest.tiling, manifest.pruning.keep_range
     if keep is None:
         return pruning.num_kept
     fraction = keep if isinstance(keep, Fraction) else parse_fraction(str(keep), "keep")
-    if pruning.keep_range is None:
+    if not 0 < fraction <= 1:
+        raise ConfigError("keep is a fraction of the visual tokens", got=str(keep)[:40], expected="0 < keep ≤ 1")
+    # the manifest's own values are rounded: 1/3 is written 0.3333333333333333, of which the floor may be one less
+    own = {pruning.keep: pruning.num_kept}
+    if bounds:
+        own |= {bounds.min: bounds.min_kept, bounds.max: bounds.max_kept}
+    if float(fraction) in own:
+        return own[float(fraction)]
+    if bounds is None:
         raise ConfigError(
             "keep is fixed in this bundle",
-            got=float(fraction),
-            expected=f"{pruning.keep:g}, which may be left out",
-            do="export with --keep MIN:OPT:MAX to choose at run time",
+            got=keep,
+            expected=f"{pruning.keep:g}",
+            do="leave it out, or export with --keep MIN:OPT:MAX to choose at run time",
         )
-    bounds = pruning.keep_range
-    if not 0 < fraction <= 1:
-        raise ConfigError("keep is a fraction of the visual tokens", got=float(fraction), expected="0 < keep ≤ 1")
     num_kept = level_budgets(
         fraction,
         num_tiles=tiling.max_tiles,
@@ -109,7 +115,7 @@ def num_kept_at(keep: Fraction | float | str | None, manifest: Manifest) -> int:
     if not bounds.min_kept <= num_kept <= bounds.max_kept:
         raise ConfigError(
             "keep is outside the range that this bundle was exported for",
-            got=float(fraction),
-            expected=f"{bounds.min:g} to {bounds.max:g}",
+            got=f"{keep} (K = {num_kept})",
+            expected=f"{bounds.min:g} to {bounds.max:g} (K = {bounds.min_kept} to {bounds.max_kept})",
         )
     return num_kept

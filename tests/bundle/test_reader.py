@@ -99,6 +99,11 @@ def decoder(data):
     return data["graphs"]["decoder_model_merged"]
 
 
+def vision(data):
+    return data["graphs"]["vision_encoder"]
+
+
+RANGE = {"min": 0.1, "max": 0.5, "min_kept": 56, "max_kept": 184}
 HOSTILE = {
     "unknown key": lambda d: d.update(extra=1),
     "missing key": lambda d: d.pop("tiling"),
@@ -136,6 +141,19 @@ HOSTILE = {
     ),
     "terminal escape": lambda d: d["model"].update(id="\x1b]0;owned\x07"),
     "escape in a path": lambda d: d["files"].update({"a\x1b[2J": d["files"]["config.json"]}),
+    "alpha": lambda d: d["pruning"].update(alpha="much"),
+    "instruction without its inputs": lambda d: vision(d).update(inputs=vision(d)["inputs"][:3]),
+    "inputs without an instruction": lambda d: d["pruning"].update(instruction="none"),
+    "no word of the alpha used": lambda d: vision(d)["outputs"].pop(),
+    "a further output": lambda d: vision(d)["outputs"].append({"name": "x", "dtype": "int64", "shape": []}),
+    "an input twice": lambda d: vision(d)["inputs"].append(vision(d)["inputs"][0]),
+    "large batch": lambda d: [x["shape"].__setitem__(0, 65) for x in vision(d)["inputs"] + vision(d)["outputs"]],
+    "range of a fixed graph": lambda d: d["pruning"].update(keep_range=RANGE),
+    "range without its input": lambda d: (
+        d["pruning"].update(keep_range=RANGE),
+        [x["shape"].__setitem__(1, "num_kept") for x in vision(d)["outputs"][:2]],
+    ),
+    "range upside down": lambda d: d["pruning"].update(keep_range=RANGE | {"min_kept": 184, "max_kept": 56}),
     "dtype": lambda d: d["graphs"]["vision_encoder"]["inputs"][0].update(dtype="float64"),
 }
 

@@ -1,6 +1,7 @@
 """Whole exports of tiny random checkpoints, and gates that see what is wrong."""
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -20,6 +21,7 @@ from ptp.export import pipeline, to_onnx
 from ptp.export.checkpoint import load_weights, open_checkpoint
 from ptp.export.config import ExportConfig
 from ptp.export.gates.images import gate_image, gate_sizes
+from ptp.export.gates.oracle import ask_transformers
 from ptp.export.gates.parity import check_parity
 from ptp.export.plan import make_plan
 from ptp.export.to_onnx import save, trace
@@ -136,6 +138,29 @@ def test_an_image_in_a_batch_is_seen_as_alone(tiny_checkpoint, tmp_path):
         assert found.positions.tolist() == expected.positions.tolist()
         np.testing.assert_allclose(found.features, expected.features, atol=1e-5)
         assert found.alpha == pytest.approx(expected.alpha, abs=1e-5)
+
+
+def test_a_language_model_of_one_block_cannot_be_asked(tmp_path):
+    folder = write_checkpoint(tmp_path / "checkpoint", Geometry(layers=1))
+    config = ExportConfig(model=str(folder), out=tmp_path / "out", keep=Fraction("0.25"))
+    with pytest.raises(ConfigError, match="needs the language model's second block; got 1 block"):
+        pipeline.export(config)
+
+
+def test_a_batch_that_is_filled_up_checks_each_image_once_at_each_k(parts, tmp_path, monkeypatch):
+    checkpoint, plan, model, _ = parts
+    wide = replace(plan, config=replace(plan.config, batch=8, instruction="none"),
+                   schedule=replace(plan.schedule, keep_range=(Fraction("0.1"), Fraction("0.5"))))  # fmt: skip
+    asked = []
+    monkeypatch.setattr(
+        "ptp.export.gates.parity.ask_transformers",
+        lambda *arguments, **options: (asked.append(1), ask_transformers(*arguments, **options))[1],
+    )
+    results = gate((checkpoint, wide, model, build_vision_graph(wide, checkpoint, model)), tmp_path)
+    images = {(result.height, result.width) for result in results}
+    assert len(results) == len(asked)
+    assert len(images) < len(results) <= 3 * len(images)
+    assert len({result.num_kept for result in results if result.grid == (2, 2)}) >= 3
 
 
 def test_a_range_beyond_one_topk_is_refused(tmp_path):

@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from fake_bundle import HIDDEN, MAX_PROMPT, FakeBundle, embed, tokenizer
 from PIL import Image
 
 from ptp import Pipeline
+from ptp.bundle import Manifest
 from ptp.errors import BackendError, BundleError, ConfigError, ImageError, PromptError, SchemaError
 from ptp.runtime.preprocess.tiles import make_tiles
 
@@ -167,8 +170,8 @@ def test_sequences_beyond_the_positions_are_refused(tmp_path: Path) -> None:
         pipe.generate(IMAGE, "hi", max_new_tokens=6)
 
 
-@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
-def test_alpha_is_a_fraction(alpha: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan"), "much", "nan", [0.5], b"auto", 1j])
+def test_alpha_is_a_fraction(alpha: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected 0 to 1"):
         pipeline(fake(tmp_path)).encode(IMAGE, "hi", alpha=alpha)
 
@@ -193,9 +196,33 @@ def test_keep_is_chosen_at_run_time_where_the_bundle_has_a_range(tmp_path: Path)
     for keep in (None, 0.5, "1/3"):
         pipe.encode(IMAGE, "hi", keep=keep)
     assert [call["num_kept"].tolist() for call in bundle.graphs["vision.onnx"].calls] == [[7], [10], [8]]
-    for keep in (0.9, 0.01, 0.0, "much"):
+    for keep in (0.9, 0.01, 0.0, "much", 1e-100, Fraction(10**400), True):
         with pytest.raises(ConfigError, match=r"keep"):
             pipe.encode(IMAGE, "hi", keep=keep)
+
+
+def test_the_bundles_own_values_of_keep_are_always_taken(tmp_path: Path) -> None:
+    """⌊0.3333333333333333 · 12⌋ is 3 and ⌊12 / 3⌋ is 4: the manifest's rounded fractions mean what they stand for."""
+    levels = {"thumbnail": 1, "crops": 3, "newline": 4}
+    bounds = {"min": 1 / 3, "max": 2 / 3, "min_kept": 8, "max_kept": 12}
+    pruning = {"keep": 1 / 3, "keep_range": bounds, "levels": levels, "num_kept": 8}
+    bundle = fake(tmp_path, pruning=pruning)
+    for keep in (1 / 3, "1/3", 0.6666666666666666):
+        pipeline(bundle).encode(IMAGE, "hi", keep=keep)
+    assert [call["num_kept"].tolist() for call in bundle.graphs["vision.onnx"].calls] == [[8], [8], [12]]
+    pipeline(fake(tmp_path)).encode(IMAGE, "hi", keep=0.25)  # of a fixed bundle its own, too
+
+
+def test_options_of_a_batch_are_checked_before_anything_is_asked_for(tmp_path: Path) -> None:
+    pipe = pipeline(fake(tmp_path))
+    with pytest.raises(ConfigError, match="alpha"):
+        pipe.stream_batch([], alpha=7)
+    with pytest.raises(ConfigError, match="keep"):
+        pipe.stream_batch([], keep=0.5)
+    with pytest.raises(ConfigError, match="max_new_tokens"):
+        pipe.stream_batch([], max_new_tokens=0)
+    with pytest.raises(PromptError, match="there is no question"):
+        pipeline(fake(tmp_path, pruning={"instruction": "none"})).stream(IMAGE, None)  # type: ignore[arg-type]
 
 
 def test_keep_is_refused_where_it_is_fixed(tmp_path: Path) -> None:
@@ -252,9 +279,9 @@ def test_graphs_of_another_contract_are_refused_at_once(tmp_path: Path) -> None:
     graphs = json.loads(bundle.manifest.graphs.model_dump_json())
     graphs["vision_encoder"]["inputs"][1]["name"] = "sizes"
     del graphs["vision_encoder"]["outputs"][2]
-    bundle.manifest = bundle.manifest.model_validate(json.loads(bundle.manifest.to_json()) | {"graphs": graphs})
-    with pytest.raises(SchemaError, match="unknown input sizes, no output num_valid"):
-        pipeline(bundle)
+    text = json.dumps(json.loads(bundle.manifest.to_json()) | {"graphs": graphs})
+    with pytest.raises(SchemaError, match=r"no input image_sizes.*unknown input sizes.*no output num_valid"):
+        Manifest.from_json(text)
     bundle = fake(tmp_path)
     decoder = json.loads(bundle.manifest.graphs.model_dump_json())
     for values in decoder["decoder_model_merged"].values():

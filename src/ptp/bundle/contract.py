@@ -10,6 +10,9 @@ Shape = tuple[int | str, ...]
 GRAPH_FOLDER = "onnx/"
 """Where the graphs and their weights are, and nothing else that is not listed."""
 
+MAX_BATCH = 64
+"""Images of one call: beyond, a graph's activations outgrow every board this is for."""
+
 ANY = "?"
 """Stands for a dimension that is named at run time."""
 
@@ -17,15 +20,17 @@ ANY = "?"
 def disagreements(manifest: "Manifest") -> list[str]:
     """Return every graph whose place and every tensor whose shape contradicts the manifest's other facts.
 
-    A name that is not known is not looked at: each graph's user knows which names it needs.
+    Which inputs the vision graph has follows from the manifest too. Of the other graphs a name that is not known is not
+    looked at: their user knows which names it needs.
     """
     graphs, text = manifest.graphs, manifest.language_model
-    problems = [f"graph file {x.file!r} is not among the files" for x in graphs.all if x.file not in manifest.files]
+    problems = [] if manifest.batch <= MAX_BATCH else [f"batch {manifest.batch} is more than {MAX_BATCH}"]
+    problems += [f"graph file {x.file!r} is not among the files" for x in graphs.all if x.file not in manifest.files]
     problems += [
         f"graph file {x.file!r} is not in {GRAPH_FOLDER}" for x in graphs.all if not x.file.startswith(GRAPH_FOLDER)
     ]
     cache = (ANY, text.num_kv_heads, ANY, text.head_dim)
-    problems += _misfits(graphs.vision_encoder, _vision_shapes(manifest))
+    problems += _vision_names(manifest) + _misfits(graphs.vision_encoder, _vision_shapes(manifest))
     embeds: dict[str, Shape] = {"input_ids": (ANY, ANY), "inputs_embeds": (ANY, ANY, text.hidden_size)}
     problems += _misfits(graphs.embed_tokens, embeds)
     decoder: dict[str, Shape] = {
@@ -41,6 +46,25 @@ def disagreements(manifest: "Manifest") -> list[str]:
             problems.append(f"{len(names)} tensors {prefix}* for {text.num_layers} layers")
         decoder |= dict.fromkeys(names, cache)
     return problems + _misfits(spec, decoder)
+
+
+def _vision_names(manifest: "Manifest") -> list[str]:
+    """Return what the vision graph lacks, or has although nothing would feed or read it."""
+    pruning, graph = manifest.pruning, manifest.graphs.vision_encoder
+    inputs = {"pixel_values", "image_sizes", "tile_grid"}
+    outputs = {"image_features", "image_positions", "num_valid", "tile_budgets", "packed_length"}
+    if pruning.instruction != "none":
+        inputs |= {"alpha", "prompt_embeds", "prompt_mask", "question_mask", "prefix_length"}
+        outputs |= {"effective_alpha"}
+    if pruning.keep_range:
+        inputs |= {"num_kept"}
+    problems = []
+    for kind, specs, expected in (("input", graph.inputs, inputs), ("output", graph.outputs, outputs)):
+        names = [spec.name for spec in specs]
+        problems += [f"no {kind} {name} in {graph.file}" for name in sorted(expected - set(names))]
+        problems += [f"unknown {kind} {name} in {graph.file}" for name in sorted(set(names) - expected)]
+        problems += [f"{kind} {name} twice in {graph.file}" for name in sorted(expected) if names.count(name) > 1]
+    return problems
 
 
 def _vision_shapes(manifest: "Manifest") -> dict[str, Shape]:
