@@ -111,7 +111,9 @@ def test_a_k_at_run_time_chooses_as_each_fixed_export_does(tiny_checkpoint, tmp_
         assert found.positions.tolist() == expected.positions.tolist()
         assert found.tile_budgets.tolist() == expected.tile_budgets.tolist()
         np.testing.assert_array_equal(found.features, expected.features)
-    with pytest.raises(ConfigError, match=r"keep is outside the range.*got 0.04; expected 0.05 to 1"):
+    with pytest.raises(
+        ConfigError, match=r"keep is outside the range.*got 0.04 \(K = 15\); expected 0.05 to 1 \(K = 16 to 92\)"
+    ):
         Pipeline.load(ranged.out).encode(image, "Where is it?", keep="0.04")
 
 
@@ -160,7 +162,6 @@ def test_a_batch_that_is_filled_up_checks_each_image_once_at_each_k(parts, tmp_p
     images = {(result.height, result.width) for result in results}
     assert len(results) == len(asked)
     assert len(images) < len(results) <= 3 * len(images)
-    assert len({result.num_kept for result in results if result.grid == (2, 2)}) >= 3
 
 
 def test_a_range_beyond_one_topk_is_refused(tmp_path):
