@@ -36,7 +36,7 @@ def test_the_wheel_holds_the_tree_and_nothing_else(wheel):
     for name in tracked:
         for package, folder in ROOMS.items():
             path = ROOT / name
-            is_data = path.suffix == ".py" or path.name == "py.typed" or "checkpoint" in path.parts
+            is_data = path.suffix == ".py" or path.name == "py.typed" or {"checkpoint", "materials"} & set(path.parts)
             if path.is_relative_to(folder) and is_data and path.exists():
                 expected.add(f"{package}/{path.relative_to(folder).as_posix()}")
     found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}

@@ -112,7 +112,7 @@ def test_a_k_at_run_time_chooses_as_each_fixed_export_does(tiny_checkpoint, tmp_
         assert found.tile_budgets.tolist() == expected.tile_budgets.tolist()
         np.testing.assert_array_equal(found.features, expected.features)
     with pytest.raises(
-        ConfigError, match=r"keep is outside the range.*got 0.04 \(K = 15\); expected 0.05 to 1 \(K = 16 to 92\)"
+        ConfigError, match=r"outside the range.*got 0.04 \(K = 15\); expected 0.05 to 1 \(K = 16 to 92\)"
     ):
         Pipeline.load(ranged.out).encode(image, "Where is it?", keep="0.04")
 

@@ -1,0 +1,271 @@
+"""Lay out scenes: which objects there are, how large they are, and where they stand without overlapping.
+
+Lengths called *grid pixels* are pixels of the crop grid that the model tiles a scene into: they, not the pixels of
+the image, decide what can be read.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import RandomState
+
+from ptp.anyres import Grid, choose_grid, resized_inside
+from ptp.demo.items import Item, draw_clutter, draw_picture, draw_signs
+from ptp.demo.materials import PICTURES
+from ptp.demo.scenes import Box, Layout, Object, Pair, Stamp
+
+TILE = 112
+"""Side in pixels of a tile of the demo model."""
+
+GRIDS: tuple[Grid, ...] = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+"""Tile grids of the demo model, in the order of its checkpoint."""
+
+LONG_SIDES = (450, 1400)
+"""Smallest and largest longer side of an image, in its own pixels."""
+
+# How often a grid is drawn, and the range of width / height (below 1: the other way up). Only 2:1 exactly is tiled as
+# (1, 2): a little less is (2, 2), a little more (1, 3). Beyond 1.5, (2, 2) leaves the thumbnail nearly as sharp as
+# the crops in one direction, so that such scenes are few.
+_WIDE: dict[Grid, tuple[float, float, float]] = {
+    (2, 2): (0.58, 1.0, 1.5),
+    (1, 2): (0.14, 2.0, 2.0),
+    (1, 3): (0.28, 2.2, 4.0),
+}
+_STRETCHED_SHARE, _STRETCHED = 0.08, (1.5, 1.9)  # of (2, 2)
+
+_AREA_PER_OBJECT = 3600.0  # grid pixels: 14 objects fill a square 2×2 grid, 7 one of (1, 2)
+_AREA_PER_CLUTTER = 3000.0
+_GAP = 3.0  # between any two objects, grid pixels
+_PAIR_GAP = (2.0, 4.0)  # between the two pictures of a pair
+_PAIR_HALO = 11.0  # around a pair: nothing else is as near
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Plan:
+    """What a scene is to contain.
+
+    Attributes:
+        items: the pair, if there is one, then counted pictures, signs, and pictures that may be left out.
+        needed: how many of the items may not be left out.
+        has_pair: whether the first two stand together.
+        counted: name of the counted pictures; empty if there are none.
+    """
+
+    items: list[Item]
+    needed: int
+    has_pair: bool
+    counted: str
+
+
+def draw_layout(rng: RandomState) -> Layout:
+    """Return a random scene, not yet drawn.
+
+    Args:
+        rng: where chance comes from. `RandomState`, because numpy keeps its stream the same in all versions.
+    """
+    room = _Room(*_draw_size(rng))
+    plan = _draw_plan(rng, room.width * room.height)
+    attempts = 0
+    while True:
+        horizontal = bool(rng.uniform() < 0.6)
+        placed = _place(rng, room, plan, horizontal)
+        if placed is not None:
+            return _finish(rng, room, plan, placed, horizontal)
+        attempts += 1
+        room = _Room(room.image_size[0], room.image_size[1], room.grid)
+        if attempts % 10 == 0:
+            plan = _draw_plan(rng, room.width * room.height)
+
+
+def _draw_size(rng: RandomState) -> tuple[int, int, Grid]:
+    wanted = list(_WIDE)[int(rng.choice(len(_WIDE), p=[share for share, _, _ in _WIDE.values()]))]
+    low, high = _WIDE[wanted][1:]
+    if wanted == (2, 2) and rng.uniform() < _STRETCHED_SHARE:
+        low, high = _STRETCHED
+    upright = rng.uniform() < 0.5
+    while True:
+        aspect = math.exp(rng.uniform(math.log(low), math.log(high)))
+        long = 2 * round(math.exp(rng.uniform(*np.log(LONG_SIDES))) / 2)
+        short = round(long / aspect)
+        width, height, grid = (short, long, wanted[::-1]) if upright else (long, short, wanted)
+        if choose_grid(height, width, GRIDS, TILE) == grid:
+            return width, height, grid
+
+
+class _Room:
+    """Places already taken, in grid pixels from the image's own corner.
+
+    Args:
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        grid: its grid.
+    """
+
+    def __init__(self, width: int, height: int, grid: Grid) -> None:
+        self.image_size = (width, height)
+        self.grid = grid
+        rows, columns = grid[0] * TILE, grid[1] * TILE
+        self.height, self.width = resized_inside(height, width, rows, columns)
+        self.scale = self.width / width  # grid pixels per pixel of the image
+        left, top = (columns - self.width) // 2, (rows - self.height) // 2
+        self._seams = (
+            [TILE * i - left for i in range(1, grid[1])],
+            [TILE * i - top for i in range(1, grid[0])],
+        )
+        self._taken: list[tuple[float, float, float, float, float]] = []
+
+    def find(
+        self, rng: RandomState, group: Sequence[tuple[float, float, Item]], gap: float, tries: int = 60
+    ) -> tuple[float, float] | None:
+        """Return where the first of a group of items can be centred, and take the place; None if nowhere.
+
+        Args:
+            rng: where chance comes from.
+            group: offset in x and y from the first, and the item.
+            gap: what stays free around the group.
+            tries: how many random places are looked at.
+        """
+        boxes = [_moved(item.extent, x, y) for x, y, item in group]
+        cores = [_moved(item.core, x, y) for x, y, item in group]
+        low_x, low_y = 1 - min(box[0] for box in boxes), 1 - min(box[1] for box in boxes)
+        high_x, high_y = self.width - 1 - max(box[2] for box in boxes), self.height - 1 - max(box[3] for box in boxes)
+        if high_x < low_x or high_y < low_y:
+            return None
+        for _ in range(tries):
+            x, y = float(rng.uniform(low_x, high_x)), float(rng.uniform(low_y, high_y))
+            if self._is_cut(cores, x, y):
+                continue
+            moved = [_moved(box, x, y) for box in boxes]
+            if not any(self._is_taken(box, gap) for box in moved):
+                self._taken += [(*box, gap) for box in moved]
+                return x, y
+        return None
+
+    def _is_cut(self, cores: Sequence[tuple[float, float, float, float]], x: float, y: float) -> bool:
+        across, down = self._seams
+        return any(
+            any(core[0] + x < seam < core[2] + x for seam in across)
+            or any(core[1] + y < seam < core[3] + y for seam in down)
+            for core in cores
+        )
+
+    def _is_taken(self, box: tuple[float, float, float, float], gap: float) -> bool:
+        left, top, right, bottom = box
+        for other in self._taken:
+            free = gap if gap > other[4] else other[4]
+            if (
+                left < other[2] + free
+                and other[0] < right + free
+                and top < other[3] + free
+                and other[1] < bottom + free
+            ):
+                return True
+        return False
+
+
+def _moved(box: tuple[float, float, float, float], x: float, y: float) -> tuple[float, float, float, float]:
+    return box[0] + x, box[1] + y, box[2] + x, box[3] + y
+
+
+def _draw_plan(rng: RandomState, area: float) -> _Plan:
+    count = int(np.clip(round(area / _AREA_PER_OBJECT + rng.uniform(-1, 1)), 7, 14))
+    signs = round(0.45 * count)
+    # seven or eight objects have no room for a pair and four of a kind
+    has_pair, has_counted = (True, True) if count > 8 else ((True, False) if rng.uniform() < 0.5 else (False, True))
+    names = [list(PICTURES)[i] for i in rng.permutation(len(PICTURES)).tolist()]
+    pictures = names[:2] if has_pair else []
+    if has_counted:
+        pictures += [names[2]] * int(rng.randint(1, 5))
+    singles = names[3 : 3 + max(0, count - signs - len(pictures))]
+    items = [*(draw_picture(rng, name) for name in pictures), *draw_signs(rng, signs)]
+    return _Plan(
+        items=[*items, *(draw_picture(rng, name) for name in singles)],
+        needed=len(items),
+        has_pair=has_pair,
+        counted=names[2] if has_counted else "",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Placed:
+    item: Item
+    x: float
+    y: float
+
+
+def _place(rng: RandomState, room: _Room, plan: _Plan, horizontal: bool) -> list[_Placed] | None:
+    """Return the items with their places; None if a needed one does not fit."""
+    placed: list[_Placed] = []
+    if plan.has_pair:
+        first, second = plan.items[:2]
+        dx, dy = _offset(rng, first, second, horizontal)
+        place = room.find(rng, [(0, 0, first), (dx, dy, second)], _PAIR_HALO)
+        if place is None:
+            return None
+        x, y = place
+        placed = [_Placed(item=first, x=x, y=y), _Placed(item=second, x=x + dx, y=y + dy)]
+    for number in range(len(placed), len(plan.items)):
+        item = plan.items[number]
+        place = room.find(rng, [(0, 0, item)], _GAP)
+        if place is not None:
+            placed.append(_Placed(item=item, x=place[0], y=place[1]))
+        elif number < plan.needed:
+            return None
+    return placed
+
+
+def _offset(rng: RandomState, first: Item, second: Item, horizontal: bool) -> tuple[float, float]:
+    gap, slip = float(rng.uniform(*_PAIR_GAP)), float(rng.uniform(-3, 3))
+    if horizontal:
+        return first.extent[2] + gap - second.extent[0], slip
+    return slip, first.extent[3] + gap - second.extent[1]
+
+
+def _finish(rng: RandomState, room: _Room, plan: _Plan, items: list[_Placed], horizontal: bool) -> Layout:
+    scale = 1 / room.scale
+    objects = []
+    for one in items:
+        left, top, right, bottom = (side * scale for side in _moved(one.item.extent, one.x, one.y))
+        objects.append(
+            Object(
+                kind="picture" if one.item.name else "sign",
+                box=Box(left=left, top=top, right=right, bottom=bottom),
+                name=one.item.name,
+                colour=one.item.colour,
+                shape=one.item.shape,
+                glyph=one.item.glyph,
+                glyph_height=one.item.glyph_height * scale,
+            )
+        )
+    clutter = _draw_clutter(rng, room, {(o.colour, o.shape) for o in objects})
+    return Layout(
+        width=room.image_size[0],
+        height=room.image_size[1],
+        grid=room.grid,
+        objects=tuple(objects),
+        pair=Pair(first=0, second=1, horizontal=horizontal) if plan.has_pair else None,
+        counted=plan.counted,
+        stamps=tuple(
+            Stamp(
+                sprite=one.item.sprite,
+                x=one.x * scale,
+                y=one.y * scale,
+                half=one.item.half * scale,
+                angle=one.item.angle,
+                mirrored=one.item.mirrored,
+            )
+            for one in [*clutter, *items]
+        ),
+    )
+
+
+def _draw_clutter(rng: RandomState, room: _Room, taken: set[tuple[str, str]]) -> list[_Placed]:
+    clutter = []
+    for _ in range(int(room.width * room.height / _AREA_PER_CLUTTER)):
+        item = draw_clutter(rng, taken)
+        place = item and room.find(rng, [(0, 0, item)], 1.5, tries=8)
+        if item and place:
+            clutter.append(_Placed(item=item, x=place[0], y=place[1]))
+    return clutter
