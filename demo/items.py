@@ -17,7 +17,6 @@ from ptp.demo.materials import (
     SHAPES,
     Colour,
     Sprite,
-    add_grain,
     draw_glyph,
     draw_sign,
     load_picture,
@@ -25,15 +24,13 @@ from ptp.demo.materials import (
 )
 from ptp.demo.scenes import extent, pick
 
-OBJECT_SIZES = (26.0, 36.0)
-"""Smallest and largest longer side of an object's box, in grid pixels: two to three tokens of 14 pixels."""
+OBJECT_SIZES = (22.0, 30.0)
+"""Smallest and largest longer side of an object's box, in grid pixels: about two tokens of 14 pixels."""
 
-GLYPH_HEIGHTS = (13.0, 14.5)
+GLYPH_HEIGHTS = (9.0, 10.5)
 """Smallest and largest height of a sign's glyph, in grid pixels; in the thumbnail it is at most half of that."""
 
 _CORE_MARGIN = 1.5  # between a glyph and the seam of two tiles
-_BLOTCH = 4.0  # side of the blotches on signs, grid pixels: what is this coarse reaches the thumbnail
-_GRAIN = (0.65, 0.85)  # their standard deviation, as a share of the contrast of the glyph
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,12 +87,9 @@ def _draw_sign_with(rng: RandomState, colour: str, shape: str, glyph: str) -> It
     half = max(half, (OBJECT_SIZES[0] + 0.3) / longest)
     dark = colour in LIGHT_COLOURS
     image = draw_sign(shape, tone, _jittered(rng, (20, 20, 20) if dark else (236, 236, 236)))
-    contrast = write_glyph(
-        image, glyph, tone, share=glyph_height / (half * unturned), drop=SHAPES[shape].drop, dark=dark
-    )
-    blotches = round(2 * half / _BLOTCH)
-    grain = rng.normal(0, contrast * rng.uniform(*_GRAIN), (blotches, blotches))
-    sprite = Sprite(image=add_grain(image, grain), outline=SHAPES[shape].corners)
+    ink: Colour = (16, 16, 16) if dark else (245, 245, 245)
+    write_glyph(image, glyph, ink, share=glyph_height / (half * unturned), drop=SHAPES[shape].drop)
+    sprite = Sprite(image=image, outline=SHAPES[shape].corners)
     drop = SHAPES[shape].drop * half
     x, y = -math.sin(angle) * drop, math.cos(angle) * drop
     reach = glyph_height / 2 + _CORE_MARGIN

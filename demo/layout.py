@@ -36,10 +36,15 @@ _WIDE: dict[Grid, tuple[float, float, float]] = {
 _STRETCHED_SHARE, _STRETCHED = 0.08, (1.5, 1.9)  # of (2, 2)
 
 _AREA_PER_OBJECT = 3600.0  # grid pixels: 14 objects fill a square 2×2 grid, 7 one of (1, 2)
-_AREA_PER_CLUTTER = 3000.0
+_AREA_PER_CLUTTER = 1800.0
 _GAP = 3.0  # between any two objects, grid pixels
 _PAIR_GAP = (2.0, 4.0)  # between the two pictures of a pair
 _PAIR_HALO = 11.0  # around a pair: nothing else is as near
+
+# A small encoder learns to read glyphs in minutes where each lies inside one token, and hardly where tokens cut them.
+_TOKEN = 14  # side in grid pixels
+_PRACTICE = (20, 8)  # signs and pictures in a crowded scene, if they fit
+_OFF_CENTRE = 1.5  # largest distance of a glyph's centre from its token's, in x and in y, grid pixels
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,11 +77,27 @@ def draw_layout(rng: RandomState) -> Layout:
         horizontal = bool(rng.uniform() < 0.6)
         placed = _place(rng, room, plan, horizontal)
         if placed is not None:
-            return _finish(rng, room, plan, placed, horizontal)
+            pair = Pair(first=0, second=1, horizontal=horizontal) if plan.has_pair else None
+            return _finish(rng, room, placed, pair, plan.counted)
         attempts += 1
         room = _Room(room.image_size[0], room.image_size[1], room.grid)
         if attempts % 10 == 0:
             plan = _draw_plan(rng, room.width * room.height)
+
+
+def draw_practice(rng: RandomState) -> Layout:
+    """Return a crowded scene that fills a 2×2 grid pixel by pixel, for an encoder's first lessons; nothing is asked.
+
+    Args:
+        rng: where chance comes from.
+    """
+    room = _Room(2 * TILE, 2 * TILE, (2, 2))
+    names = [list(PICTURES)[i] for i in rng.permutation(len(PICTURES))[: _PRACTICE[1]].tolist()]
+    signs = [sign for _ in range(_PRACTICE[0] // 4) for sign in draw_signs(rng, 4)]
+    items = [*signs, *(draw_picture(rng, name) for name in names)]
+    places = [(item, room.find(rng, [(0, 0, item)], 0.5)) for item in items]
+    placed = [_Placed(item=item, x=place[0], y=place[1]) for item, place in places if place is not None]
+    return _finish(rng, room, placed, None, "")
 
 
 def _draw_size(rng: RandomState) -> tuple[int, int, Grid]:
@@ -110,6 +131,7 @@ class _Room:
         self.height, self.width = resized_inside(height, width, rows, columns)
         self.scale = self.width / width  # grid pixels per pixel of the image
         left, top = (columns - self.width) // 2, (rows - self.height) // 2
+        self._corner = (left, top)
         self._seams = (
             [TILE * i - left for i in range(1, grid[1])],
             [TILE * i - top for i in range(1, grid[0])],
@@ -128,20 +150,38 @@ class _Room:
             tries: how many random places are looked at.
         """
         boxes = [_moved(item.extent, x, y) for x, y, item in group]
-        cores = [_moved(item.core, x, y) for x, y, item in group]
+        # what stands together lies in one tile, so that one tile shows how it stands
+        cores = [_around(boxes)] if len(group) > 1 else [group[0][2].core]
         low_x, low_y = 1 - min(box[0] for box in boxes), 1 - min(box[1] for box in boxes)
         high_x, high_y = self.width - 1 - max(box[2] for box in boxes), self.height - 1 - max(box[3] for box in boxes)
         if high_x < low_x or high_y < low_y:
             return None
         for _ in range(tries):
             x, y = float(rng.uniform(low_x, high_x)), float(rng.uniform(low_y, high_y))
-            if self._is_cut(cores, x, y):
+            if group[0][2].glyph:
+                x, y = self._on_a_token(rng, cores[0], x, y)
+            if not (low_x <= x <= high_x and low_y <= y <= high_y) or self._is_cut(cores, x, y):
                 continue
             moved = [_moved(box, x, y) for box in boxes]
             if not any(self._is_taken(box, gap) for box in moved):
                 self._taken += [(*box, gap) for box in moved]
                 return x, y
         return None
+
+    def _on_a_token(
+        self, rng: RandomState, core: tuple[float, float, float, float], x: float, y: float
+    ) -> tuple[float, float]:
+        """Return the nearest place at which the middle of the core is about the middle of a token."""
+        moved = []
+        for place, low, high, corner in (
+            (x, core[0], core[2], self._corner[0]),
+            (y, core[1], core[3], self._corner[1]),
+        ):
+            middle = (low + high) / 2
+            token = math.floor((place + middle + corner) / _TOKEN)
+            wanted = (token + 0.5) * _TOKEN + rng.uniform(-_OFF_CENTRE, _OFF_CENTRE)
+            moved.append(float(wanted - corner - middle))
+        return moved[0], moved[1]
 
     def _is_cut(self, cores: Sequence[tuple[float, float, float, float]], x: float, y: float) -> bool:
         across, down = self._seams
@@ -163,6 +203,11 @@ class _Room:
             ):
                 return True
         return False
+
+
+def _around(boxes: Sequence[tuple[float, float, float, float]]) -> tuple[float, float, float, float]:
+    left, top, right, bottom = zip(*boxes, strict=True)
+    return min(left), min(top), max(right), max(bottom)
 
 
 def _moved(box: tuple[float, float, float, float], x: float, y: float) -> tuple[float, float, float, float]:
@@ -223,20 +268,21 @@ def _offset(rng: RandomState, first: Item, second: Item, horizontal: bool) -> tu
     return slip, first.extent[3] + gap - second.extent[1]
 
 
-def _finish(rng: RandomState, room: _Room, plan: _Plan, items: list[_Placed], horizontal: bool) -> Layout:
+def _finish(rng: RandomState, room: _Room, items: list[_Placed], pair: Pair | None, counted: str) -> Layout:
     scale = 1 / room.scale
     objects = []
     for one in items:
-        left, top, right, bottom = (side * scale for side in _moved(one.item.extent, one.x, one.y))
+        core = one.item.core
         objects.append(
             Object(
                 kind="picture" if one.item.name else "sign",
-                box=Box(left=left, top=top, right=right, bottom=bottom),
+                box=_box(one, scale),
                 name=one.item.name,
                 colour=one.item.colour,
                 shape=one.item.shape,
                 glyph=one.item.glyph,
                 glyph_height=one.item.glyph_height * scale,
+                glyph_centre=((one.x + (core[0] + core[2]) / 2) * scale, (one.y + (core[1] + core[3]) / 2) * scale),
             )
         )
     clutter = _draw_clutter(rng, room, {(o.colour, o.shape) for o in objects})
@@ -245,8 +291,9 @@ def _finish(rng: RandomState, room: _Room, plan: _Plan, items: list[_Placed], ho
         height=room.image_size[1],
         grid=room.grid,
         objects=tuple(objects),
-        pair=Pair(first=0, second=1, horizontal=horizontal) if plan.has_pair else None,
-        counted=plan.counted,
+        pair=pair,
+        counted=counted,
+        clutter=tuple(_box(one, scale) for one in clutter),
         stamps=tuple(
             Stamp(
                 sprite=one.item.sprite,
@@ -259,6 +306,11 @@ def _finish(rng: RandomState, room: _Room, plan: _Plan, items: list[_Placed], ho
             for one in [*clutter, *items]
         ),
     )
+
+
+def _box(one: _Placed, scale: float) -> Box:
+    left, top, right, bottom = (side * scale for side in _moved(one.item.extent, one.x, one.y))
+    return Box(left=left, top=top, right=right, bottom=bottom)
 
 
 def _draw_clutter(rng: RandomState, room: _Room, taken: set[tuple[str, str]]) -> list[_Placed]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 # Resolved, because an editable install may link this file from elsewhere without the folder next to it.
 MATERIALS = Path(__file__).resolve().parent / "materials"
@@ -51,7 +51,7 @@ COLOURS: dict[str, Colour] = {
     "black": (58, 58, 60),
     "white": (208, 208, 206),
 }
-"""Colours of signs; none at its extreme, so that a glyph on it can be brighter here and darker there."""
+"""Colours of signs; none at its extreme, so that a glyph on it can be brighter or darker."""
 
 LIGHT_COLOURS = ("orange", "yellow", "white")
 """Colours on which glyphs are darker than the face; on the others they are brighter."""
@@ -63,8 +63,8 @@ LETTERS = "ACEFHJKLMNPRTUXY"
 SPRITE = 96
 """Side in pixels of the squares that objects are drawn on before they are turned and scaled into the scene."""
 
-STROKE, OUTLINE = 0, 5
-"""What is added to the strokes of glyphs, and the width of their outline, in pixels of a 96-pixel font."""
+STROKE = 2
+"""What is added to the strokes of glyphs, in pixels of a 96-pixel font."""
 
 _MARGIN = 0.95
 """Half the longest side of a shape, where 1 is half the side of its square."""
@@ -98,12 +98,12 @@ def _ring(count: int, start: float, radii: tuple[float, ...] = (1.0,)) -> NDArra
 
 
 SHAPES = {
-    "circle": Shape(corners=_ring(48, 0), smallest=27),
-    "square": Shape(corners=_ring(4, 45), smallest=26.5),
-    "triangle": Shape(corners=_ring(3, -90), drop=0.3, smallest=34),
-    "diamond": Shape(corners=_ring(4, 0), smallest=32),
-    "star": Shape(corners=_ring(10, -90, (1.0, 0.58)), drop=0.06, smallest=34),
-    "hexagon": Shape(corners=_ring(6, 0), smallest=28),
+    "circle": Shape(corners=_ring(48, 0), smallest=22.5),
+    "square": Shape(corners=_ring(4, 45), smallest=22.5),
+    "triangle": Shape(corners=_ring(3, -90), drop=0.3, smallest=28),
+    "diamond": Shape(corners=_ring(4, 0), smallest=26),
+    "star": Shape(corners=_ring(10, -90, (1.0, 0.58)), drop=0.06, smallest=28),
+    "hexagon": Shape(corners=_ring(6, 0), smallest=23),
 }
 """Shapes of signs."""
 
@@ -156,25 +156,16 @@ def load_background(name: str) -> Image.Image:
 
 
 @cache
-def glyph_masks(glyph: str) -> tuple[Image.Image, Image.Image, float]:
-    """Return a glyph and the outline around it, both mode L and of one size, and how that relates to the glyph's.
+def glyph_mask(glyph: str) -> Image.Image:
+    """Return a glyph, mode L, cut close.
 
     Args:
         glyph: one character.
-
-    Returns:
-        The glyph; its outline, the glyph itself left out; the height of both images over the glyph's own.
     """
     # Pillow carries this font inside (Aileron, CC0), so that it is the same everywhere
-    font = ImageFont.load_default(96)
-    inner, outer = Image.new("L", (192, 192)), Image.new("L", (192, 192))
-    ImageDraw.Draw(inner).text((48, 32), glyph, fill=255, font=font, stroke_width=STROKE)
-    ImageDraw.Draw(outer).text((48, 32), glyph, fill=255, font=font, stroke_width=STROKE + OUTLINE)
-    around, own = outer.getbbox(), inner.getbbox()
-    assert around is not None
-    assert own is not None
-    ring = ImageChops.subtract(outer, inner).crop(around)
-    return inner.crop(around), ring, (around[3] - around[1]) / (own[3] - own[1])
+    canvas = Image.new("L", (192, 192))
+    ImageDraw.Draw(canvas).text((48, 32), glyph, fill=255, font=ImageFont.load_default(96), stroke_width=STROKE)
+    return canvas.crop(canvas.getbbox())
 
 
 @cache
@@ -204,57 +195,21 @@ def draw_sign(shape: str, colour: Colour, border: Colour) -> Image.Image:
     return image
 
 
-def write_glyph(sign: Image.Image, glyph: str, colour: Colour, *, share: float, drop: float, dark: bool) -> float:
-    """Write a glyph on a sign so that it can be read from near and not from afar, and return its contrast.
-
-    Its outline differs from the face as much as the glyph itself does, in the other direction, so that both together
-    have the colour of the face: scaled down until a stroke is less than a pixel, they vanish. (Vision tests use such
-    letters: Howland, Ginsburg and Campbell, "High-pass spatial frequency letters as clinical optotypes", 1978.)
+def write_glyph(sign: Image.Image, glyph: str, ink: Colour, *, share: float, drop: float) -> None:
+    """Write a glyph on a sign.
 
     Args:
         sign: what to write on.
         glyph: one character.
-        colour: of the sign's face.
+        ink: its colour.
         share: the glyph's height as a share of the shape's longest side.
         drop: how far below the middle its centre lies; half a side of the square is 1.
-        dark: whether the glyph is darker than the face.
-
-    Returns:
-        By how many of 255 levels the glyph's luminance differs from the face's.
     """
-    core, ring, growth = glyph_masks(glyph)
-    ratio = _ink(glyph)
-    face = np.array(colour, float)
-    nearer, farther = (face, 255 - face) if dark else (255 - face, face)
-    step = np.minimum(nearer, farther / ratio) * (-1 if dark else 1)
-    height = round(share * SPRITE * _MARGIN * growth)
-    width = min(round(core.width * height / core.height), height)  # a wide letter is squeezed a little
+    mask = glyph_mask(glyph)
+    height = round(share * SPRITE * _MARGIN)
+    width = min(round(mask.width * height / mask.height), height)  # a wide letter is squeezed a little
     left, top = (SPRITE - width) // 2, round((1 + drop) * SPRITE / 2 - height / 2)
-    for mask, ink in ((ring, face - step * ratio), (core, face + step)):
-        red, green, blue = np.rint(ink).astype(int).tolist()
-        sign.paste((red, green, blue), (left, top), mask.resize((width, height), Image.Resampling.BILINEAR))
-    return abs(float(step @ (0.299, 0.587, 0.114)))
-
-
-@cache
-def _ink(glyph: str) -> float:
-    """Return the area of a glyph over that of its outline."""
-    core, ring, _ = glyph_masks(glyph)
-    return float(np.asarray(core, float).sum() / np.asarray(ring, float).sum())
-
-
-def add_grain(sign: Image.Image, grain: NDArray[np.float64]) -> Image.Image:
-    """Return a sign with blotches on it, as weather leaves them.
-
-    Args:
-        sign: RGBA.
-        grain: (n, n) how much brighter each part becomes, in levels of 255.
-    """
-    coarse = Image.fromarray(np.clip(np.rint(grain + 128), 0, 255).astype(np.uint8))
-    fine = coarse.resize(sign.size, Image.Resampling.BICUBIC)
-    grained = ImageChops.add(sign.convert("RGB"), Image.merge("RGB", (fine, fine, fine)), offset=-128)
-    grained.putalpha(sign.getchannel("A"))
-    return grained
+    sign.paste(ink, (left, top), mask.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def draw_glyph(glyph: str, ink: Colour) -> Sprite:
@@ -264,7 +219,7 @@ def draw_glyph(glyph: str, ink: Colour) -> Sprite:
         glyph: one character.
         ink: its colour.
     """
-    mask, _, _ = glyph_masks(glyph)
+    mask = glyph_mask(glyph)
     height = 64
     mask = mask.resize((round(mask.width * height / mask.height), height), Image.Resampling.BILINEAR)
     image = Image.new("RGBA", (SPRITE, SPRITE), (*ink, 0))

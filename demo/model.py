@@ -1,5 +1,7 @@
 """The untrained demo model: tokenizer, processor and network, in the classes of transformers."""
 
+from collections.abc import Iterable
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -13,10 +15,8 @@ from transformers import (
 )
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from ptp.demo.photos import PHOTOS
-
 SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<image>"]
-VOCABULARY = 768
+VOCABULARY = 1024
 TILE = 112
 PATCH = 14
 PINPOINTS = [[TILE, 2 * TILE], [2 * TILE, TILE], [2 * TILE, 2 * TILE], [3 * TILE, TILE], [TILE, 3 * TILE]]
@@ -54,8 +54,12 @@ CHAT_TEMPLATE = """{{- bos_token }}
 """
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer: short on the demo's own text, lossless on any UTF-8 text."""
+def build_tokenizer(text: Iterable[tuple[str, str]]) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer: short on the demo's own text, lossless on any UTF-8 text.
+
+    Args:
+        text: questions and answers.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -65,7 +69,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    lines = [f"[INST] \n{question} [/INST] {answer}" for photo in PHOTOS for question, answer in photo.dialogue]
+    lines = [f"[INST] \n{question} [/INST] {answer}" for question, answer in text]
     tokenizer.train_from_iterator(lines, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -79,15 +83,19 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor() -> LlavaNextProcessor:
-    """Return the processor: tokenizer, chat template, and the image processor in its PIL form."""
+def build_processor(text: Iterable[tuple[str, str]]) -> LlavaNextProcessor:
+    """Return the processor: tokenizer, chat template, and the image processor in its PIL form.
+
+    Args:
+        text: questions and answers, for the tokenizer.
+    """
     return LlavaNextProcessor(
         image_processor=LlavaNextImageProcessorPil(
             size={"shortest_edge": TILE},
             crop_size={"height": TILE, "width": TILE},
             image_grid_pinpoints=PINPOINTS,
         ),
-        tokenizer=build_tokenizer(),
+        tokenizer=build_tokenizer(text),
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         chat_template=CHAT_TEMPLATE,
@@ -112,7 +120,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaNextForConditionalGe
         hidden_size=HIDDEN,
         num_hidden_layers=6,
         num_attention_heads=4,
-        intermediate_size=2 * HIDDEN,
+        intermediate_size=3 * HIDDEN,
         projection_dim=HIDDEN,
     )
     text = LlamaConfig(
@@ -121,7 +129,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaNextForConditionalGe
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
-        intermediate_size=2 * HIDDEN,
+        intermediate_size=3 * HIDDEN,
         max_position_embeddings=2048,
         tie_word_embeddings=False,
         **special,

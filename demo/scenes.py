@@ -54,6 +54,7 @@ class Object:
         kind: a sign (colour, shape, glyph) or a picture (name).
         box: what it covers.
         glyph_height: height of a sign's glyph in pixels of the image, before it was turned; 0 for a picture.
+        glyph_centre: x and y of its middle.
     """
 
     kind: Kind
@@ -63,6 +64,7 @@ class Object:
     shape: str = ""
     glyph: str = ""
     glyph_height: float = 0.0
+    glyph_centre: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,7 @@ class Layout:
         objects: what questions ask about.
         pair: the pair of pictures, if there is one.
         counted: name of the picture that occurs one to four times; empty if there is none.
+        clutter: what lies around besides, and nobody asks about.
         stamps: how the objects, and the clutter before them, are drawn.
     """
 
@@ -94,6 +97,7 @@ class Layout:
     objects: tuple[Object, ...]
     pair: Pair | None
     counted: str
+    clutter: tuple[Box, ...]
     stamps: tuple["Stamp", ...] = field(repr=False)
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from ptp.anyres import Grid
 from ptp.demo.layout import draw_layout
 from ptp.demo.questions import Question, ask
-from ptp.demo.scenes import Object, paint
+from ptp.demo.scenes import Box, Object, Pair, paint
 from ptp.errors import ConfigError, PtpError
 
 SPLITS = {"train": 1, "validation": 2, "test": 3, "heldout": 4}
@@ -42,12 +42,16 @@ class Scene:
         image: RGB.
         objects: signs and pictures, with their boxes in pixels of the image.
         questions: questions with their answers.
+        clutter: what lies around besides, in pixels of the image.
+        pair: the two pictures that stand together, if there are any.
         grid: rows and columns of tiles that the demo model cuts the image into.
     """
 
     image: Image.Image
     objects: tuple[Object, ...]
     questions: tuple[Question, ...]
+    clutter: tuple[Box, ...]
+    pair: Pair | None
     grid: Grid
 
 
@@ -64,7 +68,14 @@ def make_scene(split: str, index: int) -> Scene:
     rng = RandomState(MT19937(_seed(split, index)))
     layout = draw_layout(rng)
     questions = ask(layout.objects, layout.pair, layout.counted, rng)
-    return Scene(image=paint(layout, rng), objects=layout.objects, questions=questions, grid=layout.grid)
+    return Scene(
+        image=paint(layout, rng),
+        objects=layout.objects,
+        questions=questions,
+        clutter=layout.clutter,
+        pair=layout.pair,
+        grid=layout.grid,
+    )
 
 
 def _seed(split: str, index: int) -> SeedSequence:

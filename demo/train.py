@@ -1,117 +1,201 @@
-"""Make the demo checkpoint: `python demo/train.py`, some minutes on one CPU core.
+"""Make the demo checkpoint: `python demo/train.py`, about 80 minutes on two CPU cores.
 
-The model memorises the questions and answers of `photos.py`. Some visual tokens are hidden in training, so that
-answers survive pruning. A second, throw-away head names the photograph from each tile's CLS embedding: without it
-hardly anything would train the CLS attention, which the token and region saliency of PTP read.
+Three stages: the image encoder alone, told what each token shows (`encoder`); the language model on its features
+(`decoder`); both together for a short while. Each stage's result is kept in the work folder, so that a run that was
+stopped goes on after the last whole stage.
 """
 
 import argparse
 import math
 import os
-import random
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image, ImageEnhance
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 from transformers.utils import logging
 
 from ptp.demo import CHECKPOINT
-from ptp.demo.batch import encode, run_batch
+from ptp.demo.decoder import Lesson, hide, prepare, run_batch
+from ptp.demo.encoder import Heads, join_labels, see, to_tensor, train_encoder
+from ptp.demo.measure import measure
 from ptp.demo.model import build_model, build_processor
-from ptp.demo.photos import PHOTOS, load_photo
+from ptp.demo.pool import Sample, draw_many, draw_practice_sample, draw_sample
 
 SEED = 0
-STEPS = 900
-IMAGES = 6  # per step
-QUESTIONS = 5  # per image
-LEARNING_RATE = 1.5e-3
-WARMUP = 30  # steps
-CLS_WEIGHT = 0.1
-WORKING_SIDE = 640  # larger photographs are shrunk once, for speed; no tile grid is longer than 336
-VARIANTS = 8  # altered files per photograph when accuracy is measured
-# Width / height of a training crop; None keeps the photograph's own. Together they reach every tile grid.
-ASPECTS = (None, None, None, 1.0, 2.0, 0.5, 3.0, 1 / 3, 1.5, 0.75)
+SCENES, PRACTICE = 10_000, 6_000
+TOKENIZER_SCENES = 3_000  # whose questions the tokenizer is made for
+ENCODER_STEPS, DECODER_STEPS, JOINT_STEPS = 4_500, 2_500, 500
+IMAGES = 16  # per step of decoder and joint stage
+LEARNING_RATE, JOINT_LEARNING_RATE = 1.5e-3, 4e-4
+WARMUP = 200  # steps
+ATTENTION_WEIGHT = 0.1
+FEATURE_WEIGHT = 0.05  # of the encoder's own lessons in the joint stage
+UNHIDDEN = 0.35  # of the images show all their tokens
+LEAST = 0.15  # of an image's tokens that stays visible in the others
+FAVOUR = 0.8  # see `decoder.hide`
 
 
-def frame(aspect: float, side: float) -> tuple[int, int]:
-    """Return width and height of about side² pixels; whole ratios come out exactly, as some tile grids need."""
-    if aspect >= 1:
-        short = round(side / math.sqrt(aspect))
-        return round(short * aspect), short
-    short = round(side * math.sqrt(aspect))
-    return short, round(short / aspect)
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of the training.
+
+    Attributes:
+        name: for the log, and the name of its file.
+        steps: optimiser steps.
+        run: makes the steps, and yields what is to be logged after each.
+    """
+
+    name: str
+    steps: int
+    run: Callable[[int], Iterator[str]]
 
 
-def augment(image: Image.Image, flip: bool, rng: random.Random) -> Image.Image:
-    """Return a slightly different file of the same photograph.
+def train(work: Path, share: float) -> tuple[LlavaNextForConditionalGeneration, LlavaNextProcessor]:
+    """Return the trained network, in FP32, and its processor.
 
     Args:
-        image: the photograph, RGB.
-        flip: whether its mirror image may be returned.
-        rng: where the choices come from.
+        work: folder for the results of the stages.
+        share: fraction of the scenes and steps, to try the script out.
     """
-    width, height = image.size
-    aspect = rng.choice(ASPECTS) or width / height
-    stretched = rng.random() < 0.4  # squeeze the content into the shape, or cut the shape out of it
-    area = rng.uniform(0.55, 1.0) * width * height
-    crop_width, crop_height = frame(width / height if stretched else aspect, math.sqrt(area))
-    shrink = min(1.0, width / crop_width, height / crop_height)
-    crop_width, crop_height = int(crop_width * shrink), int(crop_height * shrink)
-    left, top = rng.randint(0, width - crop_width), rng.randint(0, height - crop_height)
-    image = image.crop((left, top, left + crop_width, top + crop_height))
-    image = image.resize(frame(aspect, rng.uniform(200, 480)), Image.Resampling.BICUBIC)
-    if flip and rng.random() < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    image = ImageEnhance.Brightness(image).enhance(rng.uniform(0.75, 1.25))
-    return ImageEnhance.Contrast(image).enhance(rng.uniform(0.8, 1.2))
-
-
-def load_working_photos() -> list[Image.Image]:
-    """Return all photographs, the large ones shrunk."""
-    images = [load_photo(photo.file) for photo in PHOTOS]
-    for image in images:
-        image.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BICUBIC)
-    return images
-
-
-def train(processor: LlavaNextProcessor, steps: int) -> LlavaNextForConditionalGeneration:
-    """Return the trained network, in FP32.
-
-    Args:
-        processor: the result of `build_processor`.
-        steps: optimiser steps; 0 returns the random network.
-    """
+    scenes = list(_draw("scenes", partial(draw_sample, "train"), round(SCENES * share)))
+    processor = build_processor((q.text, q.answer) for s in scenes[:TOKENIZER_SCENES] for q in s.questions)
     torch.manual_seed(SEED)
-    rng = random.Random(SEED)
     model = build_model(processor.tokenizer)
-    naming = nn.Linear(model.config.vision_config.hidden_size, len(PHOTOS))
-    images = load_working_photos()
-    weights = [*model.parameters(), *naming.parameters()]
-    optimiser = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=0.05, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min((step + 1) / WARMUP, 0.5 + 0.5 * math.cos(math.pi * step / max(1, steps)))
+    heads = Heads(model.config.vision_config.hidden_size)
+    whole = nn.ModuleDict({"model": model, "heads": heads})
+    crowded = round(PRACTICE * share)
+    stages = (
+        Stage(name="encoder", steps=ENCODER_STEPS, run=partial(_train_encoder, model, heads, scenes, crowded)),
+        Stage(name="decoder", steps=DECODER_STEPS, run=partial(_train_decoder, model, processor, scenes)),
+        Stage(name="joint", steps=JOINT_STEPS, run=partial(_train_both, model, heads, processor, scenes)),
     )
-    for step in range(steps):
-        batch = []
-        for index in rng.sample(range(len(PHOTOS)), IMAGES):
-            photo = PHOTOS[index]
-            image = augment(images[index], photo.flip, rng)
-            batch.append(encode(processor, index, image, rng.sample(photo.dialogue, QUESTIONS)))
-        keeps = [1.0 if rng.random() < 0.3 else rng.uniform(0.05, 1.0) for _ in batch]
-        outcome = run_batch(model, batch, keeps)
-        answer_loss = nn.functional.cross_entropy(outcome.logits, outcome.targets)
-        cls_loss = nn.functional.cross_entropy(naming(outcome.cls), outcome.tile_photo)
+    work.mkdir(parents=True, exist_ok=True)
+    for number, stage in enumerate(stages):
+        file = work / f"{stage.name}.safetensors"
+        if file.exists():
+            whole.load_state_dict(load_file(file))
+            print(f"{stage.name}: taken from {file}", flush=True)
+            continue
+        if number:  # a stage's chance does not depend on whether the one before it ran now
+            torch.manual_seed(SEED + number)
+        _run(stage, max(1, round(stage.steps * share)))
+        partial_file = file.with_suffix(".partial")
+        save_file({name: value.contiguous() for name, value in whole.state_dict().items()}, partial_file)
+        partial_file.replace(file)
+    return model.eval(), processor
+
+
+def _draw(what: str, draw: Callable[[int], Sample], count: int) -> Iterable[Sample]:
+    started = time.perf_counter()
+    for number, sample in enumerate(draw_many(draw, range(count)), start=1):
+        if number % 2000 == 0 or number == count:
+            print(f"{number} {what} drawn in {time.perf_counter() - started:.0f} s", flush=True)
+        yield sample
+
+
+def _run(stage: Stage, steps: int) -> None:
+    started = time.perf_counter()
+    for step, line in enumerate(stage.run(steps), start=1):
+        if step % 50 == 0 or step == steps:
+            minutes = (time.perf_counter() - started) / 60
+            left = minutes / step * (steps - step)
+            print(f"{stage.name} {step}/{steps}  {line}  {minutes:.1f} min, {left:.0f} to go", flush=True)
+
+
+def _train_encoder(
+    model: LlavaNextForConditionalGeneration, heads: Heads, scenes: Sequence[Sample], practice: int, steps: int
+) -> Iterator[str]:
+    crowded = list(_draw("practice scenes", draw_practice_sample, practice))
+    for loss, right in train_encoder(model.model.vision_tower, heads, crowded, scenes, steps):
+        shares = " ".join(f"{share:.2f}" for share in right)
+        yield f"loss {loss:.2f}  right {shares}"
+
+
+def _optimise(
+    weights: list[nn.Parameter], rate: float, steps: int, loss_of: Callable[[], tuple[Tensor, str]]
+) -> Iterator[str]:
+    optimiser = torch.optim.AdamW(weights, lr=rate, weight_decay=0.05, betas=(0.9, 0.98), fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min((step + 1) / WARMUP, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+    )
+    for _ in range(steps):
+        loss, line = loss_of()
         optimiser.zero_grad()
-        torch.autograd.backward(answer_loss + CLS_WEIGHT * cls_loss)
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         schedule.step()
-        if step % 25 == 0 or step == steps - 1:
-            print(f"step {step:4d}  answers {answer_loss.item():.3f}  cls {cls_loss.item():.3f}", flush=True)
-    return model.eval()
+        yield line
+
+
+def _hide_some(lesson: Lesson) -> Tensor:
+    keep = 1.0 if torch.rand(()) < UNHIDDEN else float(torch.empty(()).uniform_(LEAST, 1))
+    return hide(lesson.shown, keep, FAVOUR)
+
+
+def _deal(count: int) -> Iterator[list[int]]:
+    order: list[int] = []
+    while True:
+        if len(order) < IMAGES:
+            order = torch.randperm(count).tolist()
+        yield [order.pop() for _ in range(IMAGES)]
+
+
+def _tiles(samples: Sequence[Sample]) -> Tensor:
+    return to_tensor(torch.from_numpy(np.concatenate([sample.tiles for sample in samples])))
+
+
+def _train_decoder(
+    model: LlavaNextForConditionalGeneration, processor: LlavaNextProcessor, scenes: Sequence[Sample], steps: int
+) -> Iterator[str]:
+    lessons = [prepare(processor, sample) for sample in scenes]
+    features: list[Tensor] = []
+    with torch.no_grad():
+        for start in range(0, len(scenes), IMAGES):
+            part = scenes[start : start + IMAGES]
+            seen = see(model.model.vision_tower, _tiles(part)).features[:, 1:].half()
+            features += [one.flatten(0, 1) for one in seen.split([len(sample.tiles) for sample in part])]
+    hands = _deal(len(scenes))
+
+    def loss_of() -> tuple[Tensor, str]:
+        hand = next(hands)
+        batch = [lessons[i] for i in hand]
+        outcome = run_batch(model, batch, [features[i].float() for i in hand], [_hide_some(one) for one in batch])
+        return outcome.loss + ATTENTION_WEIGHT * outcome.attention, outcome.summary
+
+    weights = [weight for name, weight in model.named_parameters() if "vision_tower" not in name]
+    yield from _optimise(weights, LEARNING_RATE, steps, loss_of)
+
+
+def _train_both(
+    model: LlavaNextForConditionalGeneration,
+    heads: Heads,
+    processor: LlavaNextProcessor,
+    scenes: Sequence[Sample],
+    steps: int,
+) -> Iterator[str]:
+    lessons = [prepare(processor, sample) for sample in scenes]
+    tower = model.model.vision_tower
+    hands = _deal(len(scenes))
+
+    def loss_of() -> tuple[Tensor, str]:
+        hand = next(hands)
+        batch, samples = [lessons[i] for i in hand], [scenes[i] for i in hand]
+        seen = see(tower, _tiles(samples))
+        facts, salience = join_labels(samples)
+        features = [one.flatten(0, 1) for one in seen.features[:, 1:].split([len(sample.tiles) for sample in samples])]
+        outcome = run_batch(model, batch, features, [_hide_some(one) for one in batch])
+        own, _ = heads.losses(seen, facts.long(), salience)
+        return outcome.loss + ATTENTION_WEIGHT * outcome.attention + FEATURE_WEIGHT * own, outcome.summary
+
+    yield from _optimise([*model.parameters(), *heads.parameters()], JOINT_LEARNING_RATE, steps, loss_of)
 
 
 def save(model: LlavaNextForConditionalGeneration, processor: LlavaNextProcessor, folder: Path) -> None:
@@ -127,89 +211,25 @@ def save(model: LlavaNextForConditionalGeneration, processor: LlavaNextProcessor
     # transformers 5 keeps these inside processor_config.json; other loaders look for the file of their own.
     processor.image_processor.save_pretrained(folder)
     for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors writes 0600
-
-
-@torch.inference_mode()
-def measure_greedy(model: LlavaNextForConditionalGeneration, processor: LlavaNextProcessor) -> list[str]:
-    """Return one line per wrong answer of `generate` on the original photographs.
-
-    Args:
-        model: the network, as loaded.
-        processor: the processor, as loaded.
-    """
-    wrong = []
-    for photo in PHOTOS:
-        image = load_photo(photo.file)
-        for question, answer in photo.dialogue:
-            content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
-            inputs = processor.apply_chat_template(
-                [{"role": "user", "content": content}], tokenize=True, return_dict=True, return_tensors="pt"
-            )
-            tokens = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
-            said = processor.decode(tokens, skip_special_tokens=True).strip()
-            if said != answer or tokens[-1] != model.generation_config.eos_token_id:
-                wrong.append(f"{photo.file}: {question} {said} (not: {answer})")
-    return wrong
-
-
-@torch.inference_mode()
-def measure_altered(model: LlavaNextForConditionalGeneration, processor: LlavaNextProcessor, keep: float) -> float:
-    """Return the share of answers that are right, word for word, on altered photographs never seen in training.
-
-    Args:
-        model: the network, as loaded.
-        processor: the processor, as loaded.
-        keep: fraction of visual tokens left visible, chosen by `hide_visual`.
-    """
-    torch.manual_seed(SEED + 1)
-    rng = random.Random(SEED + 1)
-    right = []
-    for index, image in enumerate(load_working_photos()):
-        photo = PHOTOS[index]
-        for _ in range(VARIANTS):
-            example = encode(processor, index, augment(image, photo.flip, rng), photo.dialogue)
-            outcome = run_batch(model, [example], [keep])
-            # Every answer token being the likeliest one, given those before it, is what greedy decoding needs.
-            misses = (outcome.logits.argmax(-1) != outcome.targets).long()
-            right.append(torch.zeros(len(photo.dialogue)).index_add(0, outcome.owner, misses.float()) == 0)
-    return torch.cat(right).float().mean().item()
-
-
-def measure(folder: Path) -> None:
-    """Print the accuracy of a checkpoint.
-
-    Args:
-        folder: the checkpoint.
-    """
-    processor = LlavaNextProcessor.from_pretrained(folder)
-    model = LlavaNextForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    wrong = measure_greedy(model, processor)
-    total = sum(len(photo.dialogue) for photo in PHOTOS)
-    print("\n".join([*wrong, f"original photographs, generate: {total - len(wrong)} of {total} answers right"]))
-    for keep in (1.0, 0.5, 0.25, 0.1):
-        print(
-            f"altered photographs, keep {keep}: {measure_altered(model, processor, keep):.1%} right",
-            flush=True,
-        )
+        path.chmod(0o644 if path.is_file() else 0o755)  # safetensors writes 0600
 
 
 def main() -> None:
     """Train, save and measure; or measure only."""
     parser = argparse.ArgumentParser(description="Train the demo checkpoint and measure it.")
     parser.add_argument("--out", type=Path, default=CHECKPOINT, help="folder of the checkpoint")
-    parser.add_argument("--steps", type=int, default=STEPS, help="optimiser steps; 0 writes random weights")
+    parser.add_argument("--work", type=Path, default=Path("demo-training"), help="folder for the stages' results")
+    parser.add_argument("--share", type=float, default=1.0, help="fraction of scenes and steps, to try the script out")
     parser.add_argument("--measure", action="store_true", help="train nothing, measure what is in the folder")
     options = parser.parse_args()
-    torch.set_num_threads(1)  # the order of sums, and with it every weight, depends on the number of threads
+    torch.set_num_threads(min(2, os.cpu_count() or 1))  # the order of sums, and with it every weight, depends on it
     logging.disable_progress_bar()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     started = time.perf_counter()
     if not options.measure:
-        processor = build_processor()
-        save(train(processor, options.steps), processor, options.out)
+        save(*train(options.work, options.share), options.out)
         print(f"trained in {(time.perf_counter() - started) / 60:.1f} minutes", flush=True)
-    measure(options.out)
+    print(measure(options.out), flush=True)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ COPIED = (
     "chat_template.json",
 )
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
-WEIGHTS = ["*.safetensors"]
+LARGE_FILES = ["*.safetensors", "evaluation/*"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -134,7 +134,7 @@ def open_checkpoint(model: str, revision: str | None, *, weights: bool) -> Check
     Args:
         model: short name, Hugging Face id, or folder.
         revision: branch, tag or commit of a Hugging Face id.
-        weights: also download the weights of a Hugging Face id.
+        weights: also download the weights of a Hugging Face id, and its evaluation.
 
     Raises:
         CheckpointError: it cannot be found or read, or its family is not supported.
@@ -196,7 +196,7 @@ def _locate(model: str, revision: str | None, *, weights: bool) -> tuple[Path, s
         )
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
-        path = snapshot_download(name, revision=revision, allow_patterns=SMALL_FILES + (WEIGHTS if weights else []))
+        path = snapshot_download(name, revision=revision, allow_patterns=SMALL_FILES + (LARGE_FILES if weights else []))
     except Exception as error:  # the hub's client raises errors of many libraries; each means the same to the user
         raise CheckpointError(
             f"cannot get {name} from the Hugging Face hub",

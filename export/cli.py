@@ -49,6 +49,7 @@ def export(
     from ptp.export.config import ExportConfig, parse_grid, parse_keep
     from ptp.export.pipeline import export as run_export
     from ptp.export.plan import make_plan
+    from ptp.report.page import REPORT_NAME
 
     fraction, keep_range = parse_keep(keep, reduction)
     name = "-".join(f"{float(bound):g}" for bound in keep_range or (fraction,))
@@ -87,6 +88,8 @@ def export(
         f"{manifest.parity.max_feature_difference:.1e} of transformers; TensorRT-RTX "
         + (f"{manifest.parity.tensorrt_rtx} builds it" if manifest.parity.tensorrt_rtx else "not installed, not tried")
     )
+    if REPORT_NAME in manifest.files:
+        console.print(f"report: {bundle.folder / REPORT_NAME}", markup=False)
 
 
 def _require_extra() -> None:

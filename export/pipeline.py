@@ -15,7 +15,7 @@ from torch import nn
 
 from ptp.bundle.manifest import Graphs, GraphSpec, Manifest, ModelInfo, Parity
 from ptp.bundle.reader import Bundle
-from ptp.bundle.writer import check_destination, file_entries, staged, write_manifest
+from ptp.bundle.writer import check_destination, file_entries, file_entry, staged, write_manifest
 from ptp.engines import tensorrt_rtx
 from ptp.export.checkpoint import Checkpoint, load_weights, open_checkpoint
 from ptp.export.config import ExportConfig
@@ -28,6 +28,8 @@ from ptp.export.plan import Plan, make_plan
 from ptp.export.specs import GraphIO
 from ptp.export.to_onnx import save, trace
 from ptp.export.vision import build_vision_graph
+from ptp.report.evaluation import Evaluation, read_evaluation
+from ptp.report.page import write_report
 
 Progress = Callable[[str, int | None, int | None], None]
 """Called with what is being done, and how much of it is done where that is known."""
@@ -48,7 +50,7 @@ class VisionCheck:
 
 
 def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
-    """Export a checkpoint into a bundle.
+    """Export a checkpoint into a bundle, with a report for people if the checkpoint holds an evaluation.
 
     Args:
         config: what to export, and where to.
@@ -56,7 +58,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
 
     Raises:
         ConfigError: an option does not fit the checkpoint, or the destination may not be written.
-        CheckpointError: the checkpoint cannot be loaded as it is.
+        CheckpointError: the checkpoint cannot be loaded as it is, or its evaluation cannot be read.
         ExportError: a gate refused the graph; nothing is written.
     """
     say = progress or (lambda what, done, total: None)
@@ -64,6 +66,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
     say("reading the checkpoint", None, None)
     checkpoint = open_checkpoint(config.model, config.revision, weights=True)
     plan = make_plan(config, checkpoint)
+    evaluation = read_evaluation(checkpoint.folder)
     started = time.perf_counter()
     with staged(config.out, force=config.force) as stage:
         say("loading weights", None, None)
@@ -99,6 +102,8 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
             files=file_entries(stage),
             parity=_parity(check),
         )
+        if evaluation:
+            manifest = _with_report(Bundle(folder=stage, manifest=manifest), evaluation, say)
         write_manifest(stage, manifest)
     return Bundle(folder=config.out, manifest=manifest)
 
@@ -144,6 +149,14 @@ def _write(
     say(f"writing {name}", None, None)
     save(model, stage / file)
     return GraphSpec(file=file, inputs=io.inputs, outputs=io.outputs)
+
+
+def _with_report(bundle: Bundle, evaluation: Evaluation, say: Progress) -> Manifest:
+    """Write the report of a bundle that has all its other files; return the manifest that lists it, too."""
+    gc.collect()  # the runtime needs the memory that the model had
+    path = write_report(bundle, evaluation, lambda done, total: say("writing the report", done, total))
+    files = bundle.manifest.files | {path.name: file_entry(path)}
+    return bundle.manifest.model_copy(update={"files": dict(sorted(files.items()))})
 
 
 def _parity(check: VisionCheck) -> Parity:

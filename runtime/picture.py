@@ -84,6 +84,24 @@ def draw_kept(image: Image.Image, visual: VisualTokens, manifest: Manifest) -> I
     return picture
 
 
+def draw_levels(
+    image: Image.Image, visual: VisualTokens, manifest: Manifest, *, longest: int = MAX_MOSAIC
+) -> tuple[Image.Image, Image.Image]:
+    """Return the thumbnail and the crops, without padding and without text: for a page that has words of its own.
+
+    Args:
+        image: the image that `visual` was made of, upright and RGB (`load_image`).
+        visual: its tokens.
+        manifest: the bundle's.
+        longest: bound on the longest side of the crops, in pixels.
+    """
+    layout = visual.layout(manifest.tiling)
+    thumbnail = _thumbnail_panel(image, visual, layout, longest // 2)
+    crops = _crops_panel(image, visual, layout, longest)
+    top, left = (tokens * crops.cell for tokens in layout.padding)
+    return _shade(thumbnail), _shade(crops).crop((left, top, crops.image.width - left, crops.image.height - top))
+
+
 def _header(visual: VisualTokens, manifest: Manifest) -> tuple[str, str]:
     used = "" if visual.count == manifest.pruning.num_kept else f", {visual.count} used by this image"
     height, width = visual.tiles.image_size
@@ -91,9 +109,11 @@ def _header(visual: VisualTokens, manifest: Manifest) -> tuple[str, str]:
     return title, budget_line(manifest.pruning, manifest.tiling) + used
 
 
-def _thumbnail_panel(image: Image.Image, visual: VisualTokens, layout: PackedLayout) -> _Panel:
+def _thumbnail_panel(
+    image: Image.Image, visual: VisualTokens, layout: PackedLayout, longest: int = MAX_THUMBNAIL
+) -> _Panel:
     side = layout.side
-    cell = max(1, min(MAX_CELL, MAX_THUMBNAIL // side))
+    cell = max(1, min(MAX_CELL, longest // side))
     kept = np.zeros((side, side), np.bool_)
     for position in visual.positions[visual.positions < side * side]:
         kept[divmod(int(position), side)] = True
@@ -109,9 +129,9 @@ def _thumbnail_panel(image: Image.Image, visual: VisualTokens, layout: PackedLay
     )
 
 
-def _crops_panel(image: Image.Image, visual: VisualTokens, layout: PackedLayout) -> _Panel:
+def _crops_panel(image: Image.Image, visual: VisualTokens, layout: PackedLayout, longest: int = MAX_MOSAIC) -> _Panel:
     rows, columns = layout.grid[0] * layout.side, layout.grid[1] * layout.side
-    cell = max(1, min(MAX_CELL, MAX_MOSAIC // max(rows, columns)))
+    cell = max(1, min(MAX_CELL, longest // max(rows, columns)))
     kept, newline = np.zeros((rows, columns), np.bool_), np.zeros(rows, np.bool_)
     for position in visual.positions[visual.positions >= layout.side**2]:
         token = layout.cell(int(position))
@@ -148,18 +168,24 @@ def _draw_panel(picture: Image.Image, panel: _Panel, origin: tuple[int, int]) ->
     x, y = origin[0], origin[1] + CAPTION
     draw = ImageDraw.Draw(picture)
     draw.text(origin, panel.caption, TEXT, ImageFont.load_default(17))
-    dimmed = ImageEnhance.Brightness(ImageEnhance.Color(panel.image).enhance(0.15)).enhance(0.4)
-    shown = Image.composite(panel.image, dimmed, _scaled(panel.kept, panel.cell))
-    shown = Image.composite(shown, _hatched(shown.size), _scaled(panel.real, panel.cell))
-    picture.paste(shown, (x, y))
-    for start, end in _outline(panel.kept):
-        draw.line([(x + panel.cell * c, y + panel.cell * r) for r, c in (start, end)], ACCENT, 1)
+    picture.paste(_shade(panel), (x, y))
     _draw_tiles(draw, panel, (x, y))
     if panel.newline is not None:
         left = x + panel.image.width + 5
         for row in np.flatnonzero(panel.newline):
             top = y + int(row) * panel.cell
             draw.rectangle((left, top + 1, left + 4, top + max(2, panel.cell - 2)), ACCENT)
+
+
+def _shade(panel: _Panel) -> Image.Image:
+    """Return the panel's pixels: dropped tokens dimmed, kept ones outlined, padding hatched."""
+    dimmed = ImageEnhance.Brightness(ImageEnhance.Color(panel.image).enhance(0.15)).enhance(0.4)
+    shown = Image.composite(panel.image, dimmed, _scaled(panel.kept, panel.cell))
+    shown = Image.composite(shown, _hatched(shown.size), _scaled(panel.real, panel.cell))
+    draw, (right, bottom) = ImageDraw.Draw(shown), (shown.width - 1, shown.height - 1)
+    for start, end in _outline(panel.kept):
+        draw.line([(min(panel.cell * c, right), min(panel.cell * r, bottom)) for r, c in (start, end)], ACCENT, 1)
+    return shown
 
 
 def _draw_tiles(draw: ImageDraw.ImageDraw, panel: _Panel, origin: tuple[int, int]) -> None:

@@ -12,10 +12,11 @@ from ptp.bundle import Bundle, open_bundle
 from ptp.bundle.hashes import Progress
 from ptp.bundle.manifest import Alpha
 from ptp.errors import ConfigError, PromptError
-from ptp.runtime.backends.base import LoadGraph
+from ptp.runtime.backends.base import Array, LoadGraph
 from ptp.runtime.decoding import Decoder
 from ptp.runtime.generation import Answer, Generation, check_length, splice
 from ptp.runtime.sampling import Sampling, SamplingOptions
+from ptp.runtime.tokenize import Prompt
 from ptp.runtime.vision import ImageSource, VisualEncoder, VisualTokens
 
 BACKENDS = ("onnxruntime",)
@@ -115,6 +116,21 @@ class Pipeline:
         """
         return next(self.stream_batch([(image, prompt)], alpha=alpha, keep=keep, **options))
 
+    def stream_from(self, visual: VisualTokens, prompt: str, **options: Unpack[SamplingOptions]) -> Generation:
+        """Return an iterator over the answer about an image that `encode` has seen; several questions may share it.
+
+        Args:
+            visual: the image's tokens. Where the bundle looks at the question, they suit the one they were chosen by.
+            prompt: the question.
+            **options: see `stream`.
+
+        Raises:
+            PtpError: see `stream`.
+        """
+        sampling = Sampling(**options)
+        asked = self._encoder.prompter(prompt)
+        return self._generation(asked, self._encoder.embed(asked.ids), visual, sampling)
+
     def stream_batch(
         self,
         questions: Iterable[tuple[ImageSource, str]],
@@ -151,9 +167,12 @@ class Pipeline:
             for query, visual in zip(queries, self._encoder.encode(queries, alpha=alpha, keep=keep), strict=True):
                 if query.prompt is None or query.embeds is None:
                     raise PromptError("there is no question", expected="a text")
-                sequence = splice(query.prompt, query.embeds, visual, self.manifest.pruning.positions)
-                check_length(sequence, sampling, self.manifest.language_model.max_position_embeddings)
-                yield Generation(self._encoder, self._decoder, sequence, visual, sampling)
+                yield self._generation(query.prompt, query.embeds, visual, sampling)
+
+    def _generation(self, prompt: Prompt, embeds: Array, visual: VisualTokens, sampling: Sampling) -> Generation:
+        sequence = splice(prompt, embeds, visual, self.manifest.pruning.positions)
+        check_length(sequence, sampling, self.manifest.language_model.max_position_embeddings)
+        return Generation(self._encoder, self._decoder, sequence, visual, sampling)
 
     def generate(
         self,

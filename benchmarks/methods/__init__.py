@@ -4,16 +4,16 @@ Every method answers `choose(view, budget)` with exactly min(budget, real tokens
 budget is PTP's ⌊keep · T · N⌋; newline tokens are all kept and not counted (`with_newlines`).
 """
 
-from methods.dart import Dart
-from methods.fastervlm import FasterVlm
-from methods.fastv import FastV
-from methods.globalcom2 import GlobalCom2
-from methods.hired import Hired
-from methods.random_tokens import RandomTokens
-from methods.thumbnail import Thumbnail
-from methods.uniform_grid import UniformGrid
-from methods.view import Choice, Method, View, with_newlines
-from methods.visionzip import VisionZip
+from ptp.benchmarks.methods.dart import Dart
+from ptp.benchmarks.methods.fastervlm import FasterVlm
+from ptp.benchmarks.methods.fastv import FastV
+from ptp.benchmarks.methods.globalcom2 import GlobalCom2
+from ptp.benchmarks.methods.hired import Hired
+from ptp.benchmarks.methods.random_tokens import RandomTokens
+from ptp.benchmarks.methods.thumbnail import Thumbnail
+from ptp.benchmarks.methods.uniform_grid import UniformGrid
+from ptp.benchmarks.methods.view import Choice, Method, View, with_newlines
+from ptp.benchmarks.methods.visionzip import VisionZip
 
 _ALL: tuple[Method, ...] = (
     RandomTokens(),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from methods.view import Floats, Ints
+from ptp.benchmarks.methods.view import Floats, Ints
 from ptp.ptp_graph.reference import divide
 
 WEIGHT_LEVELS = 2**30

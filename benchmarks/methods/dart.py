@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from methods.view import Choice, Floats, Ints, View
+from ptp.benchmarks.methods.view import Choice, Floats, Ints, View
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ computes more than those that prune the input; newline rows are not ranked.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from methods.budget import top
-from methods.view import Choice, View
+from ptp.benchmarks.methods.budget import top
+from ptp.benchmarks.methods.view import Choice, View
 
 
 @dataclass(frozen=True, kw_only=True)

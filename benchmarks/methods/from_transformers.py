@@ -2,19 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
-from methods.view import Floats, View
+from ptp.benchmarks.methods.view import Floats, View
 from ptp.errors import ConfigError
 
 QUESTION_BLOCK = 1
 """The language model's second block, 0-based: where FastV and PTP look."""
 
 
-@torch.inference_mode()
 def view_from_transformers(model: Any, inputs: Mapping[str, Any], *, layers: Sequence[int] = (0, -2, -1)) -> View:
     """Run the vision encoder, and two blocks of the language model.
 
@@ -26,13 +26,36 @@ def view_from_transformers(model: Any, inputs: Mapping[str, Any], *, layers: Seq
     Raises:
         ConfigError: not one image and one prompt, or a checkpoint whose packed sequence holds CLS tokens.
     """
+    if len(inputs["input_ids"]) != 1:
+        raise ConfigError("a view is of one image and one prompt", got=f"{len(inputs['input_ids'])} prompts")
+    if not bool(inputs["attention_mask"].all()):
+        raise ConfigError("the prompt is padded", do="process it without padding")
+    return with_prompt(model, view_of_image(model, inputs, layers=layers), inputs["input_ids"][0])
+
+
+@torch.inference_mode()
+def view_of_image(model: Any, inputs: Mapping[str, Any], *, layers: Sequence[int] = (0, -2, -1)) -> View:
+    """Run the vision encoder alone: what methods that do not see the question ask for.
+
+    Args:
+        model: see `view_from_transformers`.
+        inputs: what the image processor makes of one image, as torch tensors.
+        layers: see `view_from_transformers`.
+
+    Raises:
+        ConfigError: not one image, or a checkpoint whose packed sequence holds CLS tokens.
+    """
     config, blocks = model.config, model.model.vision_tower.encoder.layers
-    _check(config, inputs)
+    if len(inputs["image_sizes"]) != 1:
+        raise ConfigError("a view is of one image and one prompt", got=f"{len(inputs['image_sizes'])} images")
+    if config.vision_feature_select_strategy != "default":
+        raise ConfigError(
+            "the packed sequence would hold CLS tokens", got=config.vision_feature_select_strategy, expected="default"
+        )
     size = inputs["image_sizes"][0]
     with _watched(model, {layer % len(blocks) for layer in layers}) as seen:
         pixels = inputs["pixel_values"].to(model.device, model.dtype)
         features = model.get_image_features(pixels, inputs["image_sizes"]).pooler_output[0]
-    text, question_attention = _prompt(model, inputs, features)
     rows, columns = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
 
     @torch.inference_mode()
@@ -50,33 +73,28 @@ def view_from_transformers(model: Any, inputs: Mapping[str, Any], *, layers: Seq
         keys=_numpy(_heads(blocks[-2].self_attn, seen["keys"])[:, 1:].mean(dim=2)),
         hidden=_numpy(seen["hidden"]),
         project=project,
-        question_attention=question_attention,
-        text_embeds=text,
     )
 
 
-def _check(config: Any, inputs: Mapping[str, Any]) -> None:
-    prompts, images = len(inputs["input_ids"]), len(inputs["image_sizes"])
-    if (prompts, images) != (1, 1):
-        raise ConfigError("a view is of one image and one prompt", got=f"{images} images, {prompts} prompts")
-    if not bool(inputs["attention_mask"].all()):
-        raise ConfigError("the prompt is padded", do="process it without padding")
-    if config.vision_feature_select_strategy != "default":
-        raise ConfigError(
-            "the packed sequence would hold CLS tokens", got=config.vision_feature_select_strategy, expected="default"
-        )
+@torch.inference_mode()
+def with_prompt(model: Any, view: View, ids: torch.Tensor) -> View:
+    """Add what methods that see the question ask for: two blocks of the language model, over the whole sequence.
 
+    Args:
+        model: see `view_from_transformers`.
+        view: of the image.
+        ids: (S,) token ids of the prompt, M of them image tokens.
 
-def _prompt(model: Any, inputs: Mapping[str, Any], features: torch.Tensor) -> tuple[Floats, Floats]:
-    """Return the embeddings of the text tokens, and the last token's attention to the image in the second block."""
-    language = model.model.language_model
-    ids = inputs["input_ids"][0].to(model.device)
+    Raises:
+        ConfigError: the prompt has no place for this image.
+    """
+    language, ids = model.model.language_model, ids.to(model.device)
     image = ids == model.config.image_token_id
-    if int(image.sum()) != len(features):
-        raise ConfigError("the prompt has no place for this image", got=int(image.sum()), expected=len(features))
+    if int(image.sum()) != len(view.features):
+        raise ConfigError("the prompt has no place for this image", got=int(image.sum()), expected=len(view.features))
     embeds = language.get_input_embeddings()(ids)
     text = _numpy(embeds[~image])
-    embeds = embeds.masked_scatter(image[:, None], features.to(embeds))
+    embeds = embeds.masked_scatter(image[:, None], torch.from_numpy(view.features).to(embeds))
     seen: dict[str, torch.Tensor] = {}
 
     def take(_: Any, __: Any, output: Any) -> None:
@@ -89,7 +107,7 @@ def _prompt(model: Any, inputs: Mapping[str, Any], features: torch.Tensor) -> tu
             language(inputs_embeds=embeds[None], use_cache=False)
     finally:
         language.config.num_hidden_layers = layers
-    return text, _numpy(seen["row"][image])
+    return replace(view, text_embeds=text, question_attention=_numpy(seen["row"][image]))
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from methods.budget import share, top
-from methods.view import Choice, View
+from ptp.benchmarks.methods.budget import share, top
+from ptp.benchmarks.methods.view import Choice, View
 from ptp.ptp_graph.reference import crops_under_thumbnail
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from methods.view import Choice, View
+from ptp.benchmarks.methods.view import Choice, View
 
 
 @dataclass(frozen=True, kw_only=True)

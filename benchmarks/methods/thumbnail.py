@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from methods.uniform_grid import even_crops, even_thumbnail
-from methods.view import Choice, View
+from ptp.benchmarks.methods.uniform_grid import even_crops, even_thumbnail
+from ptp.benchmarks.methods.view import Choice, View
 
 
 @dataclass(frozen=True, kw_only=True)

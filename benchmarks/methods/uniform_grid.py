@@ -13,8 +13,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from methods.budget import share
-from methods.view import Choice, Ints, View
+from ptp.benchmarks.methods.budget import share
+from ptp.benchmarks.methods.view import Choice, Ints, View
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from methods.budget import share, top
-from methods.view import Choice, Floats, Ints, View
+from ptp.benchmarks.methods.budget import share, top
+from ptp.benchmarks.methods.view import Choice, Floats, Ints, View
 
 
 @dataclass(frozen=True, kw_only=True)

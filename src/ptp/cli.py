@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 import ptp
+from ptp.benchmarks.evaluation.cli import evaluate
 from ptp.errors import PtpError
 from ptp.export.cli import export
 from ptp.runtime.cli import inspect, run
@@ -22,6 +23,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 app.command()(export)
 app.command()(run)
 app.command()(inspect)
+app.command("eval")(evaluate)
 
 
 def _print_version(wanted: bool) -> None:

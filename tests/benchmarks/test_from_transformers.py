@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from methods import METHODS
-from methods.from_transformers import view_from_transformers
+from ptp.benchmarks.methods import METHODS
+from ptp.benchmarks.methods.from_transformers import view_from_transformers
 from PIL import Image
 from transformers import AutoProcessor, LlavaNextForConditionalGeneration
 

@@ -5,14 +5,14 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from methods import METHODS, Choice, View, with_newlines
-from methods.budget import share
-from methods.dart import Dart
-from methods.fastervlm import FasterVlm
-from methods.globalcom2 import GlobalCom2, enlarged
-from methods.hired import Hired
-from methods.uniform_grid import even_lattice
-from methods.visionzip import VisionZip
+from ptp.benchmarks.methods import METHODS, Choice, View, with_newlines
+from ptp.benchmarks.methods.budget import share
+from ptp.benchmarks.methods.dart import Dart
+from ptp.benchmarks.methods.fastervlm import FasterVlm
+from ptp.benchmarks.methods.globalcom2 import GlobalCom2, enlarged
+from ptp.benchmarks.methods.hired import Hired
+from ptp.benchmarks.methods.uniform_grid import even_lattice
+from ptp.benchmarks.methods.visionzip import VisionZip
 from torch.nn.functional import interpolate
 
 from ptp.anyres import PackedLayout, choose_grid

@@ -71,6 +71,7 @@ def test_a_tiny_checkpoint_of_other_sizes_passes_the_gates(tiny_checkpoint, tmp_
     }
     assert json.loads((config.out / "report.json").read_text())["images"][0]["feature_difference"] < 0.01
     assert "tracing vision_encoder" in steps
+    assert not (config.out / "report.html").exists()  # there is no evaluation to report
     assert list(tmp_path.iterdir()) == [config.out]
     for graph in manifest.graphs.all:  # the manifest says what is in the files
         model = ir.load(config.out / graph.file)

@@ -10,7 +10,7 @@ from PIL import Image
 from ptp.bundle import Manifest
 from ptp.bundle.manifest import Tiling
 from ptp.runtime import picture
-from ptp.runtime.picture import draw_kept
+from ptp.runtime.picture import draw_kept, draw_levels
 from ptp.runtime.preprocess.tiles import make_tiles
 from ptp.runtime.vision import VisualTokens
 
@@ -92,6 +92,15 @@ def test_padding_is_hatched_and_newlines_are_marked(manifest: Manifest) -> None:
     _, wider = panels(drawn, (size + picture.NEWLINE_GUTTER, size))
     gutter = np.asarray(wider)[picture.MAX_CELL // 2 :: picture.MAX_CELL, size + 6]
     assert [tuple(colour) == picture.ACCENT for colour in gutter.tolist()] == [i in (1, 2) for i in range(8)]
+
+
+def test_the_levels_alone_are_without_padding(manifest: Manifest) -> None:
+    image = Image.new("RGB", (112, 80), "white")  # 2x2 grid, a row of tokens padded above and below
+    tokens = visual(image, [5, 16, 16 + 9 + 3, 16 + 17])
+    thumbnail, crops = draw_levels(image, tokens, manifest, longest=160)
+    assert (thumbnail.size, crops.size) == ((80, 80), (160, 120))
+    assert np.flatnonzero(bright(thumbnail, 20)).tolist() == [5]
+    assert np.argwhere(bright(crops, 20)).tolist() == [[0, 0], [1, 3]]
 
 
 def test_nothing_kept_and_everything_kept_can_be_drawn(manifest: Manifest) -> None:

@@ -72,6 +72,25 @@ def test_features_stand_between_prefix_and_suffix_without_padding(tmp_path: Path
     np.testing.assert_array_equal(embeds[P + 5 :], embed(np.array(ids(SUFFIX))))
 
 
+def test_questions_may_share_the_tokens_of_an_image(tmp_path: Path) -> None:
+    bundle = fake(tmp_path)
+    shared = pipeline(bundle)
+    visual = shared.encode(IMAGE, "hi")
+    for question in ("hi", "ho?"):
+        answer = shared.stream_from(visual, question, max_new_tokens=1).answer()
+        alone = fake(tmp_path)
+        pipeline(alone).generate(IMAGE, question, max_new_tokens=1)
+        assert answer.num_visual_tokens == 5
+        for name in ("inputs_embeds", "position_ids"):
+            found, expected = (x.graphs["decoder.onnx"].calls[-1][name] for x in (bundle, alone))
+            np.testing.assert_array_equal(found, expected)
+    assert len(bundle.graphs["vision.onnx"].calls) == 1
+    with pytest.raises(ConfigError, match="max_new_tokens"):
+        shared.stream_from(visual, "hi", max_new_tokens=0)
+    with pytest.raises(PromptError, match="empty"):
+        shared.stream_from(visual, " ")
+
+
 @pytest.mark.parametrize(
     ("policy", "expected"),
     [

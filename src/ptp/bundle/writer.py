@@ -68,10 +68,15 @@ def staged(folder: Path, *, force: bool) -> Iterator[Path]:
 def file_entries(folder: Path) -> dict[str, FileEntry]:
     """Return size and SHA-256 of every file below a folder but its manifest, by relative path."""
     return {
-        path.relative_to(folder).as_posix(): FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path))
+        path.relative_to(folder).as_posix(): file_entry(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST_NAME
     }
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Return size and SHA-256 of a file."""
+    return FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -1,0 +1,277 @@
+"""Second half of the demo's training: the language model, on the image encoder's features.
+
+One sequence holds an image once and several independent questions about it. Some visual tokens are hidden, mostly
+background, so that answers survive pruning; and the question's attention in the second block, from which PTP reads
+relevance, is drawn to the tokens that answer it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
+
+from ptp.demo.pool import GLYPH, Sample
+from ptp.ptp_graph.reference import NEWLINE, packed_sequence
+from ptp.ptp_graph.relevance import attention_relevance
+
+RELEVANCE_BLOCK = 1
+"""The block of the language model whose attention PTP reads, counted from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialogue:
+    """One question with its answer.
+
+    Attributes:
+        tokens: ids of everything after the image.
+        asked: first and last + 1 of the tokens that hold the question.
+        reply: how many of them, at the end, are the answer and its `</s>`.
+        targets: objects that have to be seen, counted from 0.
+        reads: whether their glyphs have to be read.
+    """
+
+    tokens: list[int]
+    asked: tuple[int, int]
+    reply: int
+    targets: tuple[int, ...]
+    reads: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """One image with its questions; M is the length of its packed sequence.
+
+    Attributes:
+        sources: (M,) int64 tile · N + token, or T · N for a newline.
+        shown: (M,) int64, 0 or 1 + the object that a token shows.
+        written: (M,) whether the token holds a glyph of a sign.
+        head: ids before the image.
+        dialogues: the questions.
+    """
+
+    sources: Tensor
+    shown: Tensor
+    written: Tensor
+    head: list[int]
+    dialogues: tuple[Dialogue, ...]
+
+
+def prepare(processor: LlavaNextProcessor, sample: Sample) -> Lesson:
+    """Return a scene's questions as token ids, rendered by the chat template itself.
+
+    Args:
+        processor: tokenizer and template.
+        sample: the scene.
+    """
+    tokenizer = processor.tokenizer
+    tiles, side = sample.shown.shape[:2]
+    sequence = np.array(packed_sequence(*sample.image_size, sample.grid, side))
+    number = {one.box: i for i, one in enumerate(sample.objects)}
+    shown = np.append(sample.shown.reshape(-1), 0)  # a newline shows nothing
+    written = np.append(sample.facts[..., GLYPH].reshape(-1) > 0, False)
+    sources = np.where(sequence == NEWLINE, tiles * side * side, sequence)
+    head: list[int] = []
+    dialogues = []
+    for question in sample.questions:
+        content = [{"type": "image"}, {"type": "text", "text": question.text}]
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}])
+        before, after = prompt.split(processor.image_token)
+        head, tail = tokenizer.encode(before), tokenizer(after, return_offsets_mapping=True)
+        first = after.index(question.text)
+        held = [
+            i
+            for i, (start, end) in enumerate(tail["offset_mapping"])
+            if start < first + len(question.text) and end > first
+        ]
+        reply = tokenizer.encode(f" {question.answer}{tokenizer.eos_token}")
+        dialogues.append(
+            Dialogue(
+                tokens=tail["input_ids"] + reply,
+                asked=(held[0], held[-1] + 1),
+                reply=len(reply),
+                targets=tuple(number[box] for box in question.targets),
+                reads=question.kind in ("digit", "letter"),
+            )
+        )
+    return Lesson(
+        sources=torch.from_numpy(sources),
+        shown=torch.from_numpy(shown[sources]).long(),
+        written=torch.from_numpy(written[sources]),
+        head=head,
+        dialogues=tuple(dialogues),
+    )
+
+
+def hide(shown: Tensor, keep: float, favour: float) -> Tensor:
+    """Return which visual tokens stay visible: (M,) booleans.
+
+    Args:
+        shown: (M,) 0 or 1 + the object that a token shows.
+        keep: fraction of them that stays.
+        favour: how much sooner a token that shows an object stays; above 1 all those come first.
+    """
+    order = (torch.rand(len(shown)) + favour * (shown > 0)).argsort(descending=True)
+    visible = torch.zeros(len(shown), dtype=torch.bool)
+    visible[order[: max(1, round(keep * len(shown)))]] = True
+    return visible
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the model makes of a batch.
+
+    Attributes:
+        logits: (A, V) predictions of all answer tokens.
+        targets: (A,) the right token ids.
+        owner: (A,) which dialogue of the batch a token belongs to, counted from 0.
+        attention: () mean of −log of the share of the questions' relevance that falls on what answers them.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    owner: Tensor
+    attention: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        """Cross-entropy of the answers."""
+        return cross_entropy(self.logits, self.targets)
+
+    @property
+    def summary(self) -> str:
+        """One line for a log."""
+        right = self.right.float().mean().item()
+        return f"answers {self.loss.item():.3f}  attention {self.attention.item():.2f}  right {right:.3f}"
+
+    @property
+    def right(self) -> Tensor:
+        """(D,) whether every token of a dialogue's answer is the likeliest one: what greedy decoding needs."""
+        misses = (self.logits.argmax(-1) != self.targets).long()
+        return torch.zeros(int(self.owner[-1]) + 1, dtype=torch.long).index_add(0, self.owner, misses) == 0
+
+
+def run_batch(
+    model: LlavaNextForConditionalGeneration,
+    batch: Sequence[Lesson],
+    features: Sequence[Tensor],
+    visible: Sequence[Tensor],
+) -> Outcome:
+    """Run projector and language model.
+
+    Args:
+        model: the network.
+        batch: the lessons.
+        features: for each of them (T · N, H) states of the encoder's feature layer, without CLS.
+        visible: for each of them (M,) which visual tokens may be seen; positions stay.
+    """
+    core, embed = model.model, model.get_input_embeddings()
+    counts = [len(one) for one in features]
+    projected = core.multi_modal_projector(torch.cat(list(features))).split(counts)
+    rows, layouts = [], []
+    for lesson, image, seen in zip(batch, projected, visible, strict=True):
+        tokens = [token for dialogue in lesson.dialogues for token in dialogue.tokens]
+        image = torch.cat([image, core.image_newline[None]])[lesson.sources]  # (M, H)
+        rows.append(torch.cat([embed(torch.tensor(lesson.head)), image, embed(torch.tensor(tokens))]))
+        layouts.append(_lay_out(lesson, seen))
+    segment = pad_sequence([layout.segment for layout in layouts], batch_first=True, padding_value=-1)  # (B, L)
+    seen = pad_sequence([layout.visible for layout in layouts], batch_first=True)
+    shares = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])  # (B, query, key)
+    allowed = shares.tril() & seen[:, None, :]
+    mask = allowed | torch.eye(segment.shape[1], dtype=torch.bool)  # padding looks at itself
+    position = pad_sequence([layout.position for layout in layouts], batch_first=True)
+    taken: list[Tensor] = []
+    block = core.language_model.layers[RELEVANCE_BLOCK]
+    hook = block.input_layernorm.register_forward_hook(lambda _, __, out: taken.append(out))
+    hidden = core.language_model(
+        inputs_embeds=pad_sequence(rows, batch_first=True),
+        attention_mask=mask[:, None],
+        position_ids=position,
+        use_cache=False,
+    ).last_hidden_state
+    hook.remove()
+    predicts = pad_sequence([layout.predicts for layout in layouts], batch_first=True)
+    dialogues = [dialogue for lesson in batch for dialogue in lesson.dialogues]
+    cosines = core.language_model.rotary_emb(taken[0], position)
+    return Outcome(
+        logits=model.lm_head(hidden[predicts]),
+        targets=torch.tensor([token for d in dialogues for token in d.tokens[-d.reply :]]),
+        owner=torch.arange(len(dialogues)).repeat_interleave(torch.tensor([d.reply for d in dialogues])),
+        attention=_attention_loss(block.self_attn, taken[0], cosines, allowed, batch),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """How the L tokens of one sequence see each other.
+
+    Attributes:
+        position: (L,) rotary positions; every dialogue starts where the image ends.
+        segment: (L,) 0 for the image and what stands before it, 1, 2, … for the dialogues.
+        visible: (L,) false for hidden visual tokens.
+        predicts: (L,) true where the next token belongs to an answer.
+    """
+
+    position: Tensor
+    segment: Tensor
+    visible: Tensor
+    predicts: Tensor
+
+
+def _lay_out(lesson: Lesson, seen: Tensor) -> _Layout:
+    head = len(lesson.head)
+    lead = head + len(seen)
+    position, segment = [torch.arange(lead)], [torch.zeros(lead, dtype=torch.long)]
+    predicts = [torch.zeros(lead, dtype=torch.bool)]
+    for number, dialogue in enumerate(lesson.dialogues, start=1):
+        length = len(dialogue.tokens)
+        position.append(lead + torch.arange(length))
+        segment.append(torch.full((length,), number))
+        place = torch.arange(length)
+        predicts.append((place >= length - dialogue.reply - 1) & (place < length - 1))
+    visible = torch.ones(sum(map(len, segment)), dtype=torch.bool)
+    visible[head:lead] = seen
+    return _Layout(
+        position=torch.cat(position), segment=torch.cat(segment), visible=visible, predicts=torch.cat(predicts)
+    )
+
+
+def _attention_loss(
+    attention: torch.nn.Module,
+    states: Tensor,
+    cosines: tuple[Tensor, Tensor],
+    allowed: Tensor,
+    batch: Sequence[Lesson],
+) -> Tensor:
+    """Return the mean of −log of the share of a question's relevance that falls on the tokens of its targets."""
+    shape = (*states.shape[:2], -1, attention.head_dim)
+    query = attention.q_proj(states).view(shape).transpose(1, 2)
+    keys = attention.k_proj(states).view(shape).transpose(1, 2)
+    query, keys = apply_rotary_pos_emb(query, keys, *cosines)
+    keys = repeat_kv(keys, attention.num_key_value_groups)  # (B, heads, L, d)
+    losses = []
+    for row, lesson in enumerate(batch):
+        head, size = len(lesson.head), len(lesson.sources)
+        start = head + size
+        for dialogue in lesson.dialogues:
+            first, last = start + dialogue.asked[0], start + dialogue.asked[1]
+            start += len(dialogue.tokens)
+            wanted = torch.isin(lesson.shown, torch.tensor(dialogue.targets) + 1)
+            wanted &= allowed[row, first, head : head + size]
+            if dialogue.reads:
+                wanted &= lesson.written
+            if not wanted.any():
+                continue
+            relevance = attention_relevance(
+                (query[row, :, first:last] * attention.scaling)[None, :, None],
+                keys[row][None, :, None],
+                allowed[row, first:last][None],
+                torch.ones(1, last - first, dtype=torch.bool),
+            )[0, head : head + size]
+            losses.append(-(relevance[wanted].sum() / relevance.sum()).clamp(min=1e-6).log())
+    return torch.stack(losses).mean() if losses else states.new_zeros(())

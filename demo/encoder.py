@@ -1,0 +1,166 @@
+"""First half of the demo's training: the image encoder alone, told what each visual token shows."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from transformers import CLIPVisionModel
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from ptp.demo.pool import FACTS, UNREADABLE, Sample
+from ptp.ptp_graph.saliency import cls_attention
+
+SALIENCY_BLOCK = 2
+"""The block whose CLS attention PTP reads from an encoder of six: see `ptp.export.config`."""
+
+_NOTHING_WEIGHT = 0.15  # of a token that has nothing to tell
+_PRESENCE_WEIGHT = 1.5
+_CLS_WEIGHT = 0.1
+_TILES = 64  # per step
+_PRACTICE_SHARE = 0.25  # of a step's tiles that stay crowded to the end
+_LEARNING_RATE = 1.5e-3
+_WARMUP = 200  # steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What the encoder makes of tiles.
+
+    Attributes:
+        features: (tiles, 1 + N, H) states of the feature layer (−2), CLS first.
+        saliency: (tiles, N) CLS attention of `SALIENCY_BLOCK`.
+    """
+
+    features: Tensor
+    saliency: Tensor
+
+
+def see(tower: CLIPVisionModel, tiles: Tensor) -> Seen:
+    """Run the encoder up to its feature layer.
+
+    Args:
+        tower: the encoder.
+        tiles: (tiles, 3, S, S), normalised.
+    """
+    states = tower.pre_layrnorm(tower.embeddings(tiles))
+    saliency = states.new_zeros(())
+    for number, block in enumerate(tower.encoder.layers[:-1]):
+        if number == SALIENCY_BLOCK:
+            attention, normed = block.self_attn, block.layer_norm1(states)
+            query, keys = (
+                projected.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+                for projected in (attention.q_proj(normed[:, :1]) * attention.scale, attention.k_proj(normed))
+            )
+            saliency = cls_attention(query, keys)
+        states = block(states, None)
+    return Seen(features=states, saliency=saliency)
+
+
+def to_tensor(tiles: Tensor) -> Tensor:
+    """Return uint8 tiles (tiles, S, S, 3) normalised as the processor does: (tiles, 3, S, S)."""
+    pixels = tiles.float() / 255
+    return ((pixels - torch.tensor(OPENAI_CLIP_MEAN)) / torch.tensor(OPENAI_CLIP_STD)).permute(0, 3, 1, 2)
+
+
+class Heads(nn.Module):
+    """What is read from the features while the encoder learns, and thrown away afterwards.
+
+    Args:
+        width: length of a feature.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.token = nn.ModuleList(nn.Linear(width, 1 + len(values)) for values in FACTS.values())
+        self.tile = nn.ModuleList(nn.Linear(width, len(values)) for values in FACTS.values())
+
+    def losses(self, seen: Seen, facts: Tensor, salience: Tensor) -> tuple[Tensor, list[float]]:
+        """Return the loss; how often each fact is right where there is one to tell; how much CLS looks at objects.
+
+        Args:
+            seen: the result of `see`.
+            facts: (tiles, N, len(FACTS)) labels.
+            salience: (tiles, N) how much CLS should look there.
+        """
+        loss, right = seen.features.new_zeros(()), []
+        for number, values in enumerate(FACTS.values()):
+            label = facts[..., number]
+            logits = self.token[number](seen.features[:, 1:])
+            weight = torch.ones(1 + len(values))
+            weight[0] = _NOTHING_WEIGHT
+            loss = loss + cross_entropy(logits.flatten(0, 1), label.flatten(), weight, ignore_index=UNREADABLE)
+            there = torch.zeros(len(label), 1 + len(values)).scatter_(1, label.clamp(min=0), 1)[:, 1:]
+            presence = binary_cross_entropy_with_logits(self.tile[number](seen.features[:, 0]), there)
+            loss = loss + _PRESENCE_WEIGHT * presence
+            told = label > 0
+            right.append((logits.argmax(-1)[told] == label[told]).float().mean().item())
+        total = salience.sum(-1, keepdim=True)
+        looked = -(salience / total.clamp(min=1e-6) * seen.saliency.clamp(min=1e-6).log()).sum(-1)  # (tiles,)
+        mass = (seen.saliency * (salience == 1)).sum(-1)
+        loss = loss + _CLS_WEIGHT * looked[total[:, 0] > 0].mean()
+        return loss, [*right, mass.mean().item()]
+
+
+def train_encoder(
+    tower: CLIPVisionModel, heads: Heads, practice: Sequence[Sample], scenes: Sequence[Sample], steps: int
+) -> Iterator[tuple[float, list[float]]]:
+    """Train the encoder, and yield the loss and the shares of right labels after each step.
+
+    Args:
+        tower: the encoder; altered.
+        heads: what is read from its features; altered.
+        practice: crowded scenes, of which most lessons consist at first.
+        scenes: scenes of the task.
+        steps: optimiser steps.
+    """
+    weights = [*tower.parameters(), *heads.parameters()]
+    optimiser = torch.optim.AdamW(weights, lr=_LEARNING_RATE, weight_decay=0.05, betas=(0.9, 0.98), fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min((step + 1) / _WARMUP, 0.5 + 0.5 * math.cos(math.pi * step / max(1, steps)))
+    )
+    decks = [_Deck(practice, first=1), _Deck(scenes, first=0)]
+    for step in range(steps):
+        crowded = round(_TILES * max(_PRACTICE_SHARE, 1 - 1.4 * step / steps))
+        dealt = [deck.deal(count) for deck, count in zip(decks, (crowded, _TILES - crowded), strict=True)]
+        tiles, facts, salience = (torch.cat(parts) for parts in zip(*dealt, strict=True))
+        # another light and another contrast on each tile
+        light, contrast = 0.1 * torch.randn(_TILES, 3, 1, 1), 1 + 0.1 * torch.randn(_TILES, 1, 1, 1)
+        loss, right = heads.losses(see(tower, to_tensor(tiles) * contrast + light), facts.long(), salience)
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimiser.step()
+        schedule.step()
+        yield loss.item(), right
+
+
+class _Deck:
+    """Tiles with their labels, dealt in random order, over and over; `first` is 1 to leave the thumbnails out."""
+
+    def __init__(self, samples: Sequence[Sample], *, first: int) -> None:
+        self._tiles = torch.from_numpy(np.concatenate([sample.tiles[first:] for sample in samples]))
+        self._facts, self._salience = join_labels(samples, first=first)
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def deal(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return tiles (count, S, S, 3), their facts (count, N, len(FACTS)) and salience (count, N)."""
+        if len(self._order) < count:
+            self._order = torch.randperm(len(self._tiles))
+        dealt, self._order = self._order[:count], self._order[count:]
+        return self._tiles[dealt], self._facts[dealt], self._salience[dealt]
+
+
+def join_labels(samples: Sequence[Sample], *, first: int = 0) -> tuple[Tensor, Tensor]:
+    """Return the facts (tiles, N, len(FACTS)), int8, of many scenes and their salience (tiles, N).
+
+    Args:
+        samples: the scenes.
+        first: 1 to leave the thumbnails out.
+    """
+    facts = torch.from_numpy(np.concatenate([sample.facts[first:] for sample in samples]))
+    salience = torch.from_numpy(np.concatenate([sample.salience[first:] for sample in samples]))
+    return facts.flatten(1, 2), salience.flatten(1, 2)

@@ -1,0 +1,140 @@
+"""Scenes drawn in advance for training: tiles as the model sees them, with what each visual token shows."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import MT19937, RandomState, SeedSequence
+from numpy.typing import NDArray
+
+from ptp.anyres import Grid
+from ptp.demo.labels import model_view, token_labels
+from ptp.demo.layout import TILE, draw_practice
+from ptp.demo.materials import COLOURS, DIGITS, LETTERS, PICTURES, SHAPES
+from ptp.demo.questions import Question
+from ptp.demo.scenes import Box, Object, Pair, paint
+from ptp.demo.task import Scene, make_scene
+
+FACTS = {
+    "colour": tuple(COLOURS),
+    "shape": tuple(SHAPES),
+    "glyph": tuple(DIGITS + LETTERS),
+    "picture": tuple(PICTURES),
+    "neighbour": tuple(PICTURES),
+}
+"""What can be known about a token, with the possible values; as labels they count from 1, 0 is none."""
+
+UNREADABLE = -100
+"""Label of a glyph in the thumbnail, which nobody has to read; `torch.nn.functional.cross_entropy` skips it."""
+
+GLYPH = list(FACTS).index("glyph")
+"""Which of the facts is what is written on a sign."""
+
+_CLUTTER_SALIENCE = 0.55
+_PRACTICE = 20_261  # seeds the practice scenes
+_CHUNK = 64  # scenes per piece of work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A scene as the model sees it.
+
+    Attributes:
+        tiles: (T, S, S, 3) uint8, the thumbnail first, then the crops in raster order.
+        facts: (T, side, side, len(FACTS)) int8 labels of the tokens.
+        shown: (T, side, side) int8, 0 or 1 + the object that a token shows.
+        salience: (T, side, side) float32, how much CLS should look there: 1 at objects, less at clutter, 0 elsewhere.
+        image_size: height and width in pixels.
+        grid: rows and columns of the crops.
+        objects: what is on it.
+        questions: what is asked.
+    """
+
+    tiles: NDArray[np.uint8]
+    facts: NDArray[np.int8]
+    shown: NDArray[np.int8]
+    salience: NDArray[np.float32]
+    image_size: tuple[int, int]
+    grid: Grid
+    objects: tuple[Object, ...]
+    questions: tuple[Question, ...]
+
+
+def draw_sample(split: str, index: int) -> Sample:
+    """Return a scene of the task.
+
+    Args:
+        split: one of `task.SPLITS`.
+        index: its number.
+    """
+    return _look(make_scene(split, index))
+
+
+def draw_practice_sample(index: int) -> Sample:
+    """Return a crowded scene without questions.
+
+    Args:
+        index: its number.
+    """
+    rng = RandomState(MT19937(SeedSequence([_PRACTICE, index])))
+    layout = draw_practice(rng)
+    scene = Scene(
+        image=paint(layout, rng),
+        objects=layout.objects,
+        questions=(),
+        clutter=layout.clutter,
+        pair=None,
+        grid=layout.grid,
+    )
+    return _look(scene)
+
+
+def draw_many(draw: Callable[[int], Sample], indices: Sequence[int]) -> Iterator[Sample]:
+    """Yield samples in the order of their indices, drawn by all cores.
+
+    Args:
+        draw: draws one; a function of a module, or a `functools.partial` of one.
+        indices: the numbers.
+    """
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(draw, indices, chunksize=_CHUNK)
+
+
+def _look(scene: Scene) -> Sample:
+    image_size = (scene.image.height, scene.image.width)
+    thumbnail, canvas = model_view(scene.image, scene.grid, TILE)
+    rows, columns = scene.grid
+    crops = np.asarray(canvas).reshape(rows, TILE, columns, TILE, 3).swapaxes(1, 2).reshape(-1, TILE, TILE, 3)
+    shown = token_labels([o.box for o in scene.objects], image_size, scene.grid, tile_size=TILE).astype(np.int8)
+    facts = _facts(scene.objects, scene.pair)[shown]
+    # a glyph is read where it stands: in the one token of the crops that its middle lies in
+    points = [Box(left=x, top=y, right=x, bottom=y) for x, y in (o.glyph_centre for o in scene.objects)]
+    written = token_labels(points, image_size, scene.grid, tile_size=TILE) == shown
+    written[0] = False
+    glyphs = facts[..., GLYPH]
+    glyphs[~written & (glyphs > 0)] = 0
+    glyphs[0][shown[0] > 0] = UNREADABLE
+    around = token_labels(scene.clutter, image_size, scene.grid, tile_size=TILE) > 0
+    return Sample(
+        tiles=np.concatenate([np.asarray(thumbnail)[None], crops]),
+        facts=facts,
+        shown=shown,
+        salience=np.where(shown > 0, 1, _CLUTTER_SALIENCE * around).astype(np.float32),
+        image_size=image_size,
+        grid=scene.grid,
+        objects=scene.objects,
+        questions=scene.questions,
+    )
+
+
+def _facts(objects: Sequence[Object], pair: Pair | None) -> NDArray[np.int8]:
+    """Return what is known about nothing and about each object: (1 + objects, len(FACTS))."""
+    neighbours = {} if pair is None else {pair.first: objects[pair.second].name, pair.second: objects[pair.first].name}
+    table = np.zeros((1 + len(objects), len(FACTS)), np.int8)
+    for i, one in enumerate(objects):
+        values = (one.colour, one.shape, one.glyph, one.name, neighbours.get(i, ""))
+        for column, (value, possible) in enumerate(zip(values, FACTS.values(), strict=True)):
+            table[1 + i, column] = 1 + possible.index(value) if value else 0
+    return table

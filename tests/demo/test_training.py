@@ -1,0 +1,146 @@
+"""The training's own forward passes are the model's: whatever is learned there holds where transformers runs it."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
+
+from ptp.demo import CHECKPOINT
+from ptp.demo.decoder import RELEVANCE_BLOCK, hide, prepare, run_batch
+from ptp.demo.encoder import SALIENCY_BLOCK, Heads, join_labels, see, to_tensor
+from ptp.demo.pool import FACTS, GLYPH, UNREADABLE, Sample, draw_practice_sample, draw_sample
+from ptp.demo.task import make_scene
+
+SPLIT, INDEX = "validation", 3
+
+
+@pytest.fixture(scope="module")
+def sample() -> Sample:
+    return draw_sample(SPLIT, INDEX)
+
+
+@pytest.fixture(scope="module")
+def model() -> LlavaNextForConditionalGeneration:
+    return LlavaNextForConditionalGeneration.from_pretrained(
+        CHECKPOINT, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def processor() -> LlavaNextProcessor:
+    return LlavaNextProcessor.from_pretrained(CHECKPOINT)
+
+
+def test_tiles_are_those_of_the_processor(processor: LlavaNextProcessor, sample: Sample) -> None:
+    expected = processor.image_processor(make_scene(SPLIT, INDEX).image, return_tensors="pt")["pixel_values"][0]
+    tiles = to_tensor(torch.from_numpy(sample.tiles))
+    assert tiles.shape == expected[: len(tiles)].shape
+    assert (tiles - expected[: len(tiles)]).abs().max() < 1e-5
+    assert not expected[len(tiles) :].any()
+
+
+@torch.inference_mode()
+def test_features_and_saliency_are_the_encoders(model: LlavaNextForConditionalGeneration, sample: Sample) -> None:
+    tiles = to_tensor(torch.from_numpy(sample.tiles))
+    seen = see(model.model.vision_tower, tiles)
+    whole = model.model.vision_tower(tiles, output_hidden_states=True, output_attentions=True)
+    torch.testing.assert_close(seen.features, whole.hidden_states[-2], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(seen.saliency, whole.attentions[SALIENCY_BLOCK][:, :, 0, 1:].mean(1))
+
+
+@torch.inference_mode()
+def test_answers_and_relevance_are_the_models(
+    model: LlavaNextForConditionalGeneration, processor: LlavaNextProcessor, sample: Sample
+) -> None:
+    """All questions of a scene share one sequence; each comes out as if it were asked alone."""
+    lesson = prepare(processor, sample)
+    features = see(model.model.vision_tower, to_tensor(torch.from_numpy(sample.tiles))).features[:, 1:].flatten(0, 1)
+    outcome = run_batch(model, [lesson], [features], [torch.ones(len(lesson.sources), dtype=torch.bool)])
+    image, shares = make_scene(SPLIT, INDEX).image, []
+    for number, (question, dialogue) in enumerate(zip(sample.questions, lesson.dialogues, strict=True)):
+        content = [{"type": "image", "image": image}, {"type": "text", "text": question.text}]
+        turns = [
+            {"role": "user", "content": content},
+            {"role": "assistant", "content": [{"type": "text", "text": question.answer}]},
+        ]
+        inputs = processor.apply_chat_template(turns, tokenize=True, return_dict=True, return_tensors="pt")
+        ids = inputs["input_ids"][0]
+        assert ids[-dialogue.reply :].tolist() == dialogue.tokens[-dialogue.reply :]
+        whole = model(**inputs, output_attentions=True)
+        expected = whole.logits[0, -dialogue.reply - 1 : -1]
+        torch.testing.assert_close(outcome.logits[outcome.owner == number], expected, rtol=1e-3, atol=1e-3)
+        if dialogue.targets:
+            (visual,) = (ids == model.config.image_token_index).nonzero(as_tuple=True)
+            rows = slice(int(visual[-1]) + 1 + dialogue.asked[0], int(visual[-1]) + 1 + dialogue.asked[1])
+            relevance = whole.attentions[RELEVANCE_BLOCK][0].mean(0)[rows][:, visual].amax(0)
+            wanted = torch.isin(lesson.shown, torch.tensor(dialogue.targets) + 1)
+            if question.kind in ("digit", "letter"):
+                wanted &= lesson.written
+            shares.append(-(relevance[wanted].sum() / relevance.sum()).log())
+    torch.testing.assert_close(outcome.attention, torch.stack(shares).mean(), rtol=1e-3, atol=1e-3)
+    assert len(outcome.right) == len(sample.questions)
+
+
+def test_hidden_tokens_are_as_if_they_were_not_there(
+    model: LlavaNextForConditionalGeneration, processor: LlavaNextProcessor, sample: Sample
+) -> None:
+    lesson = prepare(processor, sample)
+    features = torch.randn(sample.shown.size, model.config.vision_config.hidden_size)
+    visible = hide(lesson.shown, 0.5, 0.8)
+    with torch.inference_mode():
+        one = run_batch(model, [lesson], [features], [visible])
+        altered = features.clone()
+        altered[lesson.sources[~visible & (lesson.sources < len(features))]] += 100
+        other = run_batch(model, [lesson], [altered], [visible])
+    torch.testing.assert_close(one.logits, other.logits)
+
+
+def test_hide_favours_objects() -> None:
+    shown = torch.tensor([0] * 80 + [1] * 20)
+    assert hide(shown, 1.0, 0.5).all()
+    kept = hide(shown, 0.3, 2.0)
+    assert kept.sum() == 30
+    assert kept[80:].all()
+    assert hide(shown, 0.0, 0.0).sum() == 1
+
+
+def test_labels_tell_what_is_there(sample: Sample) -> None:
+    signs = [o for o in sample.objects if o.kind == "sign"]
+    glyphs = sample.facts[1:, ..., GLYPH]
+    found = sorted(FACTS["glyph"][i - 1] for i in glyphs[glyphs > 0])
+    assert found == sorted(o.glyph for o in signs)
+    assert set(np.unique(sample.facts[0, ..., GLYPH])) == {0, UNREADABLE}
+    for number, one in enumerate(sample.objects, start=1):
+        facts = sample.facts[sample.shown == number]
+        for column, value in enumerate((one.colour, one.shape, "", one.name)):
+            if value:
+                assert (facts[:, column] == FACTS[list(FACTS)[column]].index(value) + 1).all()
+    neighbours = {FACTS["neighbour"][i - 1] for i in sample.facts[..., -1].ravel() if i > 0}
+    scene = make_scene(SPLIT, INDEX)
+    pair = () if scene.pair is None else (scene.pair.first, scene.pair.second)
+    assert neighbours == {scene.objects[i].name for i in pair}
+    assert ((sample.salience == 1) == (sample.shown > 0)).all()
+    assert 0 < ((sample.salience > 0) & (sample.salience < 1)).mean() < 0.3
+
+
+def test_practice_is_crowded() -> None:
+    practice = draw_practice_sample(0)
+    assert practice.grid == (2, 2)
+    assert sum(o.kind == "sign" for o in practice.objects) >= 12
+    assert practice.questions == ()
+
+
+def test_the_encoders_loss_knows_right_from_wrong(
+    model: LlavaNextForConditionalGeneration, sample: Sample
+) -> None:
+    """Heads that say the labels have a small loss and are always right; those that say others are not."""
+    facts, salience = join_labels([sample])
+    seen = see(model.model.vision_tower, to_tensor(torch.from_numpy(sample.tiles)))
+    heads = Heads(seen.features.shape[-1])
+    loss, right = heads.losses(seen, facts.long(), salience)
+    assert loss.isfinite()
+    assert len(right) == len(FACTS) + 1
+    weights = torch.cat([weight.flatten() for weight in heads.parameters()])
+    loss.backward()
+    assert all(weight.grad is not None and weight.grad.any() for weight in heads.token.parameters())
+    assert weights.isfinite().all()
