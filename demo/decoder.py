@@ -6,7 +6,7 @@ relevance, is drawn to the tokens that answer it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from ptp.ptp_graph.relevance import attention_relevance
 
 RELEVANCE_BLOCK = 1
 """The block of the language model whose attention PTP reads, counted from 0."""
+
+_EASY_BACKGROUND = 0.3  # of the background's tokens that an easy lesson shows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +124,24 @@ def hide(shown: Tensor, keep: float, favour: float) -> Tensor:
     return visible
 
 
+def show_few(lesson: Lesson, count: int) -> tuple[Lesson, Tensor]:
+    """Return an easy form of a lesson: a few of its objects, and the questions that need no others.
+
+    Args:
+        lesson: the lesson.
+        count: how many questions' objects are shown.
+
+    Returns:
+        The lesson with fewer questions; (M,) booleans, the tokens that stay visible.
+    """
+    about = [dialogue.targets for dialogue in lesson.dialogues if dialogue.targets]
+    chosen = {target for i in torch.randperm(len(about))[:count].tolist() for target in about[i]}
+    visible = torch.isin(lesson.shown, torch.tensor(sorted(chosen)) + 1)
+    visible |= (lesson.shown == 0) & (torch.rand(len(lesson.shown)) < _EASY_BACKGROUND)
+    dialogues = tuple(dialogue for dialogue in lesson.dialogues if chosen.issuperset(dialogue.targets))
+    return replace(lesson, dialogues=dialogues), visible
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What the model makes of a batch.
@@ -176,21 +196,20 @@ def run_batch(
     rows, layouts = [], []
     for lesson, image, seen in zip(batch, projected, visible, strict=True):
         tokens = [token for dialogue in lesson.dialogues for token in dialogue.tokens]
-        image = torch.cat([image, core.image_newline[None]])[lesson.sources]  # (M, H)
+        # what is hidden from everybody need not be there
+        image = torch.cat([image, core.image_newline[None]])[lesson.sources[seen]]
         rows.append(torch.cat([embed(torch.tensor(lesson.head)), image, embed(torch.tensor(tokens))]))
         layouts.append(_lay_out(lesson, seen))
     segment = pad_sequence([layout.segment for layout in layouts], batch_first=True, padding_value=-1)  # (B, L)
-    seen = pad_sequence([layout.visible for layout in layouts], batch_first=True)
     shares = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])  # (B, query, key)
-    allowed = shares.tril() & seen[:, None, :]
-    mask = allowed | torch.eye(segment.shape[1], dtype=torch.bool)  # padding looks at itself
+    allowed = shares.tril()
     position = pad_sequence([layout.position for layout in layouts], batch_first=True)
     taken: list[Tensor] = []
     block = core.language_model.layers[RELEVANCE_BLOCK]
     hook = block.input_layernorm.register_forward_hook(lambda _, __, out: taken.append(out))
     hidden = core.language_model(
         inputs_embeds=pad_sequence(rows, batch_first=True),
-        attention_mask=mask[:, None],
+        attention_mask=allowed[:, None],
         position_ids=position,
         use_cache=False,
     ).last_hidden_state
@@ -202,7 +221,7 @@ def run_batch(
         logits=model.lm_head(hidden[predicts]),
         targets=torch.tensor([token for d in dialogues for token in d.tokens[-d.reply :]]),
         owner=torch.arange(len(dialogues)).repeat_interleave(torch.tensor([d.reply for d in dialogues])),
-        attention=_attention_loss(block.self_attn, taken[0], cosines, allowed, batch),
+        attention=_attention_loss(block.self_attn, taken[0], cosines, allowed, batch, visible),
     )
 
 
@@ -211,34 +230,28 @@ class _Layout:
     """How the L tokens of one sequence see each other.
 
     Attributes:
-        position: (L,) rotary positions; every dialogue starts where the image ends.
-        segment: (L,) 0 for the image and what stands before it, 1, 2, … for the dialogues.
-        visible: (L,) false for hidden visual tokens.
+        position: (L,) rotary positions, those of the whole sequence; every dialogue starts where the image ends.
+        segment: (L,) 0 for the visible image and what stands before it, 1, 2, … for the dialogues.
         predicts: (L,) true where the next token belongs to an answer.
     """
 
     position: Tensor
     segment: Tensor
-    visible: Tensor
     predicts: Tensor
 
 
 def _lay_out(lesson: Lesson, seen: Tensor) -> _Layout:
-    head = len(lesson.head)
-    lead = head + len(seen)
-    position, segment = [torch.arange(lead)], [torch.zeros(lead, dtype=torch.long)]
-    predicts = [torch.zeros(lead, dtype=torch.bool)]
+    head, end = len(lesson.head), len(lesson.head) + len(seen)
+    position = [torch.arange(head), head + seen.nonzero()[:, 0]]
+    lead = head + len(position[1])
+    segment, predicts = [torch.zeros(lead, dtype=torch.long)], [torch.zeros(lead, dtype=torch.bool)]
     for number, dialogue in enumerate(lesson.dialogues, start=1):
         length = len(dialogue.tokens)
-        position.append(lead + torch.arange(length))
+        position.append(end + torch.arange(length))
         segment.append(torch.full((length,), number))
         place = torch.arange(length)
         predicts.append((place >= length - dialogue.reply - 1) & (place < length - 1))
-    visible = torch.ones(sum(map(len, segment)), dtype=torch.bool)
-    visible[head:lead] = seen
-    return _Layout(
-        position=torch.cat(position), segment=torch.cat(segment), visible=visible, predicts=torch.cat(predicts)
-    )
+    return _Layout(position=torch.cat(position), segment=torch.cat(segment), predicts=torch.cat(predicts))
 
 
 def _attention_loss(
@@ -247,6 +260,7 @@ def _attention_loss(
     cosines: tuple[Tensor, Tensor],
     allowed: Tensor,
     batch: Sequence[Lesson],
+    visible: Sequence[Tensor],
 ) -> Tensor:
     """Return the mean of −log of the share of a question's relevance that falls on the tokens of its targets."""
     shape = (*states.shape[:2], -1, attention.head_dim)
@@ -255,16 +269,16 @@ def _attention_loss(
     query, keys = apply_rotary_pos_emb(query, keys, *cosines)
     keys = repeat_kv(keys, attention.num_key_value_groups)  # (B, heads, L, d)
     losses = []
-    for row, lesson in enumerate(batch):
-        head, size = len(lesson.head), len(lesson.sources)
+    for row, (lesson, seen) in enumerate(zip(batch, visible, strict=True)):
+        head, size = len(lesson.head), int(seen.sum())
+        shown, written = lesson.shown[seen], lesson.written[seen]
         start = head + size
         for dialogue in lesson.dialogues:
             first, last = start + dialogue.asked[0], start + dialogue.asked[1]
             start += len(dialogue.tokens)
-            wanted = torch.isin(lesson.shown, torch.tensor(dialogue.targets) + 1)
-            wanted &= allowed[row, first, head : head + size]
+            wanted = torch.isin(shown, torch.tensor(dialogue.targets) + 1)
             if dialogue.reads:
-                wanted &= lesson.written
+                wanted &= written
             if not wanted.any():
                 continue
             relevance = attention_relevance(

@@ -22,7 +22,7 @@ from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 from transformers.utils import logging
 
 from ptp.demo import CHECKPOINT
-from ptp.demo.decoder import Lesson, hide, prepare, run_batch
+from ptp.demo.decoder import Lesson, hide, prepare, run_batch, show_few
 from ptp.demo.encoder import Heads, join_labels, see, to_tensor, train_encoder
 from ptp.demo.measure import measure
 from ptp.demo.model import build_model, build_processor
@@ -31,11 +31,12 @@ from ptp.demo.pool import Sample, draw_many, draw_practice_sample, draw_sample
 SEED = 0
 SCENES, PRACTICE = 10_000, 6_000
 TOKENIZER_SCENES = 3_000  # whose questions the tokenizer is made for
-ENCODER_STEPS, DECODER_STEPS, JOINT_STEPS = 4_500, 2_500, 500
+ENCODER_STEPS, DECODER_STEPS, JOINT_STEPS = 4_500, 2_600, 400
 IMAGES = 16  # per step of decoder and joint stage
 LEARNING_RATE, JOINT_LEARNING_RATE = 1.5e-3, 4e-4
 WARMUP = 200  # steps
-ATTENTION_WEIGHT = 0.1
+EASY_SHARE, EASY_QUESTIONS = 0.4, 6  # of the decoder's steps; an easy lesson's questions grow to this number
+ATTENTION_WEIGHT = 0.3
 FEATURE_WEIGHT = 0.05  # of the encoder's own lessons in the joint stage
 UNHIDDEN = 0.35  # of the images show all their tokens
 LEAST = 0.15  # of an image's tokens that stays visible in the others
@@ -135,9 +136,9 @@ def _optimise(
         yield line
 
 
-def _hide_some(lesson: Lesson) -> Tensor:
+def _hide_some(lesson: Lesson) -> tuple[Lesson, Tensor]:
     keep = 1.0 if torch.rand(()) < UNHIDDEN else float(torch.empty(()).uniform_(LEAST, 1))
-    return hide(lesson.shown, keep, FAVOUR)
+    return lesson, hide(lesson.shown, keep, FAVOUR)
 
 
 def _deal(count: int) -> Iterator[list[int]]:
@@ -164,10 +165,15 @@ def _train_decoder(
             features += [one.flatten(0, 1) for one in seen.split([len(sample.tiles) for sample in part])]
     hands = _deal(len(scenes))
 
+    progress = iter(range(steps))
+
     def loss_of() -> tuple[Tensor, str]:
         hand = next(hands)
-        batch = [lessons[i] for i in hand]
-        outcome = run_batch(model, batch, [features[i].float() for i in hand], [_hide_some(one) for one in batch])
+        ease = next(progress) / (EASY_SHARE * steps)
+        count = 1 + int(ease * EASY_QUESTIONS)
+        shown = [show_few(lessons[i], count) if ease < 1 else _hide_some(lessons[i]) for i in hand]
+        batch, visible = [one for one, _ in shown], [seen for _, seen in shown]
+        outcome = run_batch(model, batch, [features[i].float() for i in hand], visible)
         return outcome.loss + ATTENTION_WEIGHT * outcome.attention, outcome.summary
 
     weights = [weight for name, weight in model.named_parameters() if "vision_tower" not in name]
@@ -187,11 +193,11 @@ def _train_both(
 
     def loss_of() -> tuple[Tensor, str]:
         hand = next(hands)
-        batch, samples = [lessons[i] for i in hand], [scenes[i] for i in hand]
+        samples, shown = [scenes[i] for i in hand], [_hide_some(lessons[i]) for i in hand]
         seen = see(tower, _tiles(samples))
         facts, salience = join_labels(samples)
         features = [one.flatten(0, 1) for one in seen.features[:, 1:].split([len(sample.tiles) for sample in samples])]
-        outcome = run_batch(model, batch, features, [_hide_some(one) for one in batch])
+        outcome = run_batch(model, [one for one, _ in shown], features, [seen for _, seen in shown])
         own, _ = heads.losses(seen, facts.long(), salience)
         return outcome.loss + ATTENTION_WEIGHT * outcome.attention + FEATURE_WEIGHT * own, outcome.summary
 

@@ -103,7 +103,9 @@ def _checked(checkpoint: Path, name: str, limit: int) -> Path:
     """Return the path of a file of the evaluation, which is bounded and lies in the checkpoint."""
     path = checkpoint / FOLDER / name
     if not path.is_file():
-        raise CheckpointError(f"{path} is {'not a file' if path.exists() else 'missing'}", do=f"or remove {FOLDER}/")
+        raise CheckpointError(
+            f"{path} is {'not a file' if path.exists() else 'missing'}", do=f"add it or remove {FOLDER}/"
+        )
     # the hub's client links every file of a checkpoint to one folder of contents: home is where the others are
     home = (checkpoint / "config.json").resolve().parent
     if not path.resolve().is_relative_to(home):

@@ -17,6 +17,9 @@ REPORT_NAME = "report.html"
 WIDTHS = (860.0, 400.0)
 """The curve is drawn for a desk and for a phone; the style sheet shows one of them."""
 
+DEFAULTS = {"alpha": 0.5, "region": "cls_cosine", "thumbnail": "ratio", "newline": "keep", "positions": "original"}
+"""What `ptp-export` does unless told otherwise."""
+
 _templates = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -83,9 +86,16 @@ def write_report(bundle: Bundle, evaluation: Evaluation, progress: Progress | No
 
 
 def own_method(manifest: Manifest) -> str:
-    """Return the name that an evaluation gives to what the bundle does: `ptp` is with the paper's instruction."""
-    instruction = manifest.pruning.instruction
-    return "ptp" if instruction == "attention" else f"ptp-{instruction}"
+    """Return the name that an evaluation gives to what the bundle does: `ptp`, and every switch not at its default."""
+    pruning = manifest.pruning
+    parts = ["ptp"] if pruning.instruction == "attention" else ["ptp", pruning.instruction]
+    if pruning.instruction != "none" and pruning.alpha != DEFAULTS["alpha"]:
+        parts.append(f"alpha-{pruning.alpha if pruning.alpha == 'auto' else format(pruning.alpha, 'g')}")
+    for switch in ("region", "thumbnail", "newline", "positions"):
+        value = getattr(pruning, switch)
+        if value != DEFAULTS[switch]:
+            parts.append(f"{switch}-{value}".replace("_", "-"))
+    return "-".join(parts)
 
 
 def levels(manifest: Manifest) -> tuple[Level, ...]:

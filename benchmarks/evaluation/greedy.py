@@ -72,7 +72,7 @@ class _Blocks:
         self._model = language_model
         self._windows = attention_windows(language_model.config)
         blocks = range(language_model.config.num_hidden_layers)
-        self._stages = (blocks[:0], blocks[0:])
+        self._stages = (blocks[:prunes_after], blocks[prunes_after:])
         self._cache = DynamicCache()
         nothing = torch.ones(batch, 0, dtype=torch.bool)
         self._real = [nothing, nothing]  # of each stage: (B, tokens so far), false for padding

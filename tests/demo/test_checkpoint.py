@@ -15,7 +15,8 @@ from transformers.utils import logging
 
 from ptp.demo import CHECKPOINT
 from ptp.demo.model import build_tokenizer
-from ptp.demo.photos import PHOTOS, Photo, load_photo
+from ptp.demo.task import make_scene
+from ptp.demo.train import TOKENIZER_SCENES
 
 FILES = {
     "chat_template.jinja",
@@ -28,7 +29,6 @@ FILES = {
     "tokenizer_config.json",
 }
 MIB = 1 << 20
-ASKED = ("astronaut.png", "chelsea.png", "coffee.png")
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,8 @@ def processor() -> LlavaNextProcessor:
 
 
 def test_files_and_size() -> None:
-    sizes = {path.name: path.stat().st_size for path in CHECKPOINT.iterdir()}
-    assert set(sizes) == FILES
-    assert MIB < sum(sizes.values()) < 6 * MIB
+    assert {path.name for path in CHECKPOINT.iterdir() if path.is_file()} == FILES
+    assert MIB < sum(path.stat().st_size for path in CHECKPOINT.rglob("*") if path.is_file()) < 12 * MIB
 
 
 def test_no_file_names_the_machine_that_wrote_it() -> None:
@@ -90,9 +89,18 @@ def test_any_text_round_trips(text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_shipped_tokenizer_is_what_the_script_makes() -> None:
+@pytest.mark.slow
+def test_shipped_tokenizer_is_what_the_script_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ptp.demo.task.paint", lambda *_: None)  # questions need no picture
+    text = [(q.text, q.answer) for i in range(TOKENIZER_SCENES) for q in make_scene("train", i).questions]
     shipped = json.loads((CHECKPOINT / "tokenizer.json").read_text(encoding="utf-8"))
-    assert json.loads(build_tokenizer().backend_tokenizer.to_str()) == shipped
+    assert json.loads(build_tokenizer(text).backend_tokenizer.to_str()) == shipped
+
+
+def test_a_word_of_the_task_is_a_token() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    assert len(tokenizer.encode("Which digit is on the purple hexagon?")) == 8
+    assert len(tokenizer.encode("How many butterflies are there?")) == 6
 
 
 def test_both_copies_of_the_image_processor_agree(processor: LlavaNextProcessor) -> None:
@@ -111,19 +119,20 @@ def test_chat_template(processor: LlavaNextProcessor) -> None:
     assert rendered == "<s>[INST] <image>\nWhat is this? [/INST] A cat.</s>[INST] What colour? [/INST]"
 
 
-@pytest.mark.parametrize("photo", [photo for photo in PHOTOS if photo.file in ASKED], ids=lambda photo: photo.file)
-def test_answers_are_right(
-    model: LlavaNextForConditionalGeneration, processor: LlavaNextProcessor, photo: Photo
-) -> None:
-    image = load_photo(photo.file)
-    for question, answer in (photo.dialogue[0], *photo.own):
-        content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
-        inputs = processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=True, return_dict=True, return_tensors="pt"
-        )
-        assert inputs["input_ids"][0, 0] == processor.tokenizer.bos_token_id
-        assert inputs["input_ids"][0, 1] != processor.tokenizer.bos_token_id
-        with torch.inference_mode():
-            tokens = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
-        assert tokens[-1] == model.generation_config.eos_token_id
-        assert processor.decode(tokens, skip_special_tokens=True).strip() == answer
+def test_answers_are_right(model: LlavaNextForConditionalGeneration, processor: LlavaNextProcessor) -> None:
+    """On scenes that no training has seen; the exact figures are in the model card."""
+    verdicts = []
+    for scene in (make_scene("validation", 10_000 + index) for index in range(12)):
+        for question in scene.questions:
+            content = [{"type": "image", "image": scene.image}, {"type": "text", "text": question.text}]
+            inputs = processor.apply_chat_template(
+                [{"role": "user", "content": content}], tokenize=True, return_dict=True, return_tensors="pt"
+            )
+            assert inputs["input_ids"][0, 0] == processor.tokenizer.bos_token_id
+            assert inputs["input_ids"][0, 1] != processor.tokenizer.bos_token_id
+            with torch.inference_mode():
+                tokens = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
+            assert tokens[-1] == model.generation_config.eos_token_id
+            verdicts.append(processor.decode(tokens, skip_special_tokens=True).strip() == question.answer)
+    assert len(verdicts) > 80
+    assert sum(verdicts) / len(verdicts) > 0.9

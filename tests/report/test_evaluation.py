@@ -88,7 +88,7 @@ BAD_EXAMPLES = {
     "0.question: String should have at least 1": [example("wide.png", "")],
     "0.answer: Extra inputs": [example("wide.png") | {"answer": "yes"}],
     "file: Tuple should have at most 16 items": [example("wide.png")] * (MAX_EXAMPLES + 1),
-    "missing.png is missing; or remove evaluation/": [example("missing.png")],
+    "missing.png is missing; add it or remove evaluation/": [example("missing.png")],
     "folder is not a file": [example("folder")],
     "pipe is not a file": [example("pipe")],
     "link.png is a link out of the checkpoint": [example("link.png")],

@@ -43,7 +43,7 @@ def chromium(*arguments: str, profile: Path) -> str:
     assert program, "no Chromium; scripts/test installs it"
     options = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={profile}")
     command = [program, *options, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
 
 
 @pytest.mark.parametrize(("width", "curve"), [(1200, "wide"), (390, "narrow"), (320, "narrow")])

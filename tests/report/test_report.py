@@ -14,6 +14,7 @@ from evaluations import EXAMPLES, HOSTILE, results
 from PIL import Image
 
 from ptp import Pipeline
+from ptp.benchmarks.evaluation.variants import VARIANTS
 from ptp.bundle import Bundle, open_bundle
 from ptp.bundle.summary import budget_line
 from ptp.cli import main
@@ -194,11 +195,12 @@ def test_the_demo_is_not_llava_next_7b(rewrite, exported):
     assert "They are not PTP’s on LLaVA-NeXT-7B" in rewrite(demo, examples=()).text
 
 
-@pytest.mark.parametrize(("instruction", "method"), [("attention", "ptp"), ("none", "ptp-none")])
-def test_the_method_is_named_as_in_evaluations(instruction, method, exported):
-    manifest = open_bundle(exported.bundle).manifest
-    pruning = manifest.pruning.model_copy(update={"instruction": instruction})
-    assert own_method(manifest.model_copy(update={"pruning": pruning})) == method
+@pytest.mark.parametrize("variant", [x for x in VARIANTS.values() if x.ptp], ids=lambda variant: variant.name)
+def test_the_method_is_named_as_in_evaluations(variant, exported):
+    manifest = open_bundle(exported.bundle).manifest  # of an export with the default of every switch
+    changes = {switch: value for switch, value in vars(variant.ptp).items() if value is not None}
+    pruning = manifest.pruning.model_copy(update=changes)
+    assert own_method(manifest.model_copy(update={"pruning": pruning})) == variant.name
 
 
 def test_a_question_that_is_too_long_is_said_and_the_rest_is_asked(rewrite, exported):
