@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from pruner import GRIDS, HEADS, MAX_PROMPT, SALIENCY_LAYER, TILES, TOKENS, WIDTH, Prepared
 from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
 
 from ptp.anyres import PackedLayout
+from ptp.benchmarks.pruner import GRIDS, HEADS, MAX_PROMPT, SALIENCY_LAYER, TILES, TOKENS, WIDTH, Prepared
 from ptp.bundle.manifest import LanguageModel, TensorSpec
 from ptp.export.adapters.llava_next import LlavaNext
 from ptp.export.decoder import DecoderGraph

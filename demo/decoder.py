@@ -6,24 +6,26 @@ relevance, is drawn to the tokens that answer it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
+from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor, PreTrainedTokenizerFast
+from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb, repeat_kv
 
-from ptp.demo.pool import GLYPH, Sample
+from ptp.demo.pool import FACTS, GLYPH, Sample
 from ptp.ptp_graph.reference import NEWLINE, packed_sequence
 from ptp.ptp_graph.relevance import attention_relevance
 
 RELEVANCE_BLOCK = 1
 """The block of the language model whose attention PTP reads, counted from 0."""
 
-_EASY_BACKGROUND = 0.3  # of the background's tokens that an easy lesson shows
+NAMED = {number: name for number, name in enumerate(FACTS) if name != "neighbour"}
+"""The facts that a token has a word for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class Lesson:
     Attributes:
         sources: (M,) int64 tile · N + token, or T · N for a newline.
         shown: (M,) int64, 0 or 1 + the object that a token shows.
+        words: (M, 4) int64, ids of the words for colour, shape, glyph and picture of a token; −1 where there is none.
         written: (M,) whether the token holds a glyph of a sign.
         head: ids before the image.
         dialogues: the questions.
@@ -59,6 +62,7 @@ class Lesson:
 
     sources: Tensor
     shown: Tensor
+    words: Tensor
     written: Tensor
     head: list[int]
     dialogues: tuple[Dialogue, ...]
@@ -76,8 +80,9 @@ def prepare(processor: LlavaNextProcessor, sample: Sample) -> Lesson:
     sequence = np.array(packed_sequence(*sample.image_size, sample.grid, side))
     number = {one.box: i for i, one in enumerate(sample.objects)}
     shown = np.append(sample.shown.reshape(-1), 0)  # a newline shows nothing
-    written = np.append(sample.facts[..., GLYPH].reshape(-1) > 0, False)
     sources = np.where(sequence == NEWLINE, tiles * side * side, sequence)
+    facts = np.concatenate([sample.facts.reshape(-1, len(FACTS)), np.zeros((1, len(FACTS)), np.int8)])[sources]
+    words = [np.array([-1, *_word_ids(tokenizer, name)])[np.maximum(facts[:, i], 0)] for i, name in NAMED.items()]
     head: list[int] = []
     dialogues = []
     for question in sample.questions:
@@ -104,10 +109,17 @@ def prepare(processor: LlavaNextProcessor, sample: Sample) -> Lesson:
     return Lesson(
         sources=torch.from_numpy(sources),
         shown=torch.from_numpy(shown[sources]).long(),
-        written=torch.from_numpy(written[sources]),
+        words=torch.from_numpy(np.stack(words, axis=1)),
+        written=torch.from_numpy(facts[:, GLYPH] > 0),
         head=head,
         dialogues=tuple(dialogues),
     )
+
+
+@cache
+def _word_ids(tokenizer: PreTrainedTokenizerFast, fact: str) -> tuple[int, ...]:
+    """Return the last token of each word that a fact can have, as it stands inside a sentence."""
+    return tuple(tokenizer.encode(f" {word}")[-1] for word in FACTS[fact])
 
 
 def hide(shown: Tensor, keep: float, favour: float) -> Tensor:
@@ -124,24 +136,6 @@ def hide(shown: Tensor, keep: float, favour: float) -> Tensor:
     return visible
 
 
-def show_few(lesson: Lesson, count: int) -> tuple[Lesson, Tensor]:
-    """Return an easy form of a lesson: a few of its objects, and the questions that need no others.
-
-    Args:
-        lesson: the lesson.
-        count: how many questions' objects are shown.
-
-    Returns:
-        The lesson with fewer questions; (M,) booleans, the tokens that stay visible.
-    """
-    about = [dialogue.targets for dialogue in lesson.dialogues if dialogue.targets]
-    chosen = {target for i in torch.randperm(len(about))[:count].tolist() for target in about[i]}
-    visible = torch.isin(lesson.shown, torch.tensor(sorted(chosen)) + 1)
-    visible |= (lesson.shown == 0) & (torch.rand(len(lesson.shown)) < _EASY_BACKGROUND)
-    dialogues = tuple(dialogue for dialogue in lesson.dialogues if chosen.issuperset(dialogue.targets))
-    return replace(lesson, dialogues=dialogues), visible
-
-
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What the model makes of a batch.
@@ -151,12 +145,14 @@ class Outcome:
         targets: (A,) the right token ids.
         owner: (A,) which dialogue of the batch a token belongs to, counted from 0.
         attention: () mean of −log of the share of the questions' relevance that falls on what answers them.
+        alignment: () cross-entropy of telling from a projected visual token which words' embeddings describe it.
     """
 
     logits: Tensor
     targets: Tensor
     owner: Tensor
     attention: Tensor
+    alignment: Tensor
 
     @property
     def loss(self) -> Tensor:
@@ -167,7 +163,9 @@ class Outcome:
     def summary(self) -> str:
         """One line for a log."""
         right = self.right.float().mean().item()
-        return f"answers {self.loss.item():.3f}  attention {self.attention.item():.2f}  right {right:.3f}"
+        answers, alignment = self.loss.item(), self.alignment.item()
+        attention = self.attention.item()
+        return f"answers {answers:.3f}  alignment {alignment:.2f}  attention {attention:.2f}  right {right:.3f}"
 
     @property
     def right(self) -> Tensor:
@@ -193,13 +191,15 @@ def run_batch(
     core, embed = model.model, model.get_input_embeddings()
     counts = [len(one) for one in features]
     projected = core.multi_modal_projector(torch.cat(list(features))).split(counts)
-    rows, layouts = [], []
+    rows, layouts, visuals, words = [], [], [], []
     for lesson, image, seen in zip(batch, projected, visible, strict=True):
         tokens = [token for dialogue in lesson.dialogues for token in dialogue.tokens]
         # what is hidden from everybody need not be there
         image = torch.cat([image, core.image_newline[None]])[lesson.sources[seen]]
         rows.append(torch.cat([embed(torch.tensor(lesson.head)), image, embed(torch.tensor(tokens))]))
         layouts.append(_lay_out(lesson, seen))
+        visuals.append(image)
+        words.append(lesson.words[seen])
     segment = pad_sequence([layout.segment for layout in layouts], batch_first=True, padding_value=-1)  # (B, L)
     shares = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])  # (B, query, key)
     allowed = shares.tril()
@@ -222,6 +222,7 @@ def run_batch(
         targets=torch.tensor([token for d in dialogues for token in d.tokens[-d.reply :]]),
         owner=torch.arange(len(dialogues)).repeat_interleave(torch.tensor([d.reply for d in dialogues])),
         attention=_attention_loss(block.self_attn, taken[0], cosines, allowed, batch, visible),
+        alignment=_alignment_loss(embed.weight, torch.cat(visuals), torch.cat(words)),
     )
 
 
@@ -254,8 +255,20 @@ def _lay_out(lesson: Lesson, seen: Tensor) -> _Layout:
     return _Layout(position=torch.cat(position), segment=torch.cat(segment), predicts=torch.cat(predicts))
 
 
+def _alignment_loss(embeddings: Tensor, visual: Tensor, words: Tensor) -> Tensor:
+    """Return the cross-entropy of the words that describe visual tokens (n, H), among the words of the same kind."""
+    losses = [embeddings.new_zeros(())]
+    for column in range(words.shape[1]):
+        known = words[:, column] >= 0
+        if known.any():
+            kind, label = words[known, column].unique(return_inverse=True)
+            logits = visual[known] @ embeddings[kind].T * embeddings.shape[1] ** -0.5
+            losses.append(cross_entropy(logits, label))
+    return torch.stack(losses).sum()
+
+
 def _attention_loss(
-    attention: torch.nn.Module,
+    attention: LlamaAttention,
     states: Tensor,
     cosines: tuple[Tensor, Tensor],
     allowed: Tensor,

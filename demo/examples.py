@@ -6,24 +6,27 @@ from pathlib import Path
 from ptp.demo.task import make_scene
 
 SPLIT = "test"
-EXAMPLES = ((0, (0, 1)), (1, (0,)), (2, (0,)), (3, (0,)))
-"""Number of a scene, and of its questions; two questions about one image show what the question does to the choice."""
+EXAMPLES: dict[int, tuple[str, ...]] = {
+    0: ("Which digit is on the orange circle?", "How many clocks are there?"),
+    1: ("What is next to the key?",),
+    2: ("Which digit is on the black diamond?",),
+    3: ("Which letter is on the yellow diamond?",),
+}
+"""Questions by the number of their scene; two about one image show what the question does to the choice."""
 
 _JPEG_QUALITY = 90
 
 
 def write_examples(folder: Path) -> None:
-    """Write the scenes as JPEG and `examples.json`, which names image, question and answer.
+    """Write the scenes as JPEG, and `examples.json` with the names of the images and the questions.
 
     Args:
         folder: where to; made if it is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
-    for index, numbers in EXAMPLES:
-        scene = make_scene(SPLIT, index)
+    for index, questions in EXAMPLES.items():
         name = f"scene-{index}.jpg"
-        scene.image.save(folder / name, quality=_JPEG_QUALITY)
-        asked = [scene.questions[number] for number in numbers]
-        entries += [{"image": name, "question": question.text} for question in asked]
+        make_scene(SPLIT, index).image.save(folder / name, quality=_JPEG_QUALITY)
+        entries += [{"image": name, "question": question} for question in questions]
     (folder / "examples.json").write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")

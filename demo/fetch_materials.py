@@ -1,6 +1,6 @@
 """Make the files under `materials/` once: pictures from npm through its own client, backgrounds from scikit-image.
 
-pip install -e '.[demo]'
+pip install -e '.[dev]'
 python demo/fetch_materials.py
 """
 

@@ -66,7 +66,7 @@ def _right(
         part = samples[start : start + _BATCH]
         tiles = to_tensor(torch.from_numpy(np.concatenate([sample.tiles for sample in part])))
         seen = see(model.model.vision_tower, tiles).features[:, 1:]
-        features = [one.flatten(0, 1) for one in seen.split([len(sample.tiles) for sample in part])]
+        features = [one.flatten(0, 1) for one in torch.split(seen, [len(sample.tiles) for sample in part])]
         batch = lessons[start : start + _BATCH]
         right.append(run_batch(model, batch, features, [visible(one) for one in batch]).right)
     return torch.cat(right).numpy()

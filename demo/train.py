@@ -1,4 +1,4 @@
-"""Make the demo checkpoint: `python demo/train.py`, about 80 minutes on two CPU cores.
+"""Make the demo checkpoint: `python -m ptp.demo.train`, about an hour on two CPU cores.
 
 Three stages: the image encoder alone, told what each token shows (`encoder`); the language model on its features
 (`decoder`); both together for a short while. Each stage's result is kept in the work folder, so that a run that was
@@ -22,8 +22,9 @@ from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 from transformers.utils import logging
 
 from ptp.demo import CHECKPOINT
-from ptp.demo.decoder import Lesson, hide, prepare, run_batch, show_few
+from ptp.demo.decoder import Lesson, Outcome, hide, prepare, run_batch
 from ptp.demo.encoder import Heads, join_labels, see, to_tensor, train_encoder
+from ptp.demo.examples import write_examples
 from ptp.demo.measure import measure
 from ptp.demo.model import build_model, build_processor
 from ptp.demo.pool import Sample, draw_many, draw_practice_sample, draw_sample
@@ -31,12 +32,12 @@ from ptp.demo.pool import Sample, draw_many, draw_practice_sample, draw_sample
 SEED = 0
 SCENES, PRACTICE = 10_000, 6_000
 TOKENIZER_SCENES = 3_000  # whose questions the tokenizer is made for
-ENCODER_STEPS, DECODER_STEPS, JOINT_STEPS = 4_500, 2_600, 400
+ENCODER_STEPS, DECODER_STEPS, JOINT_STEPS = 4_500, 1_400, 300
 IMAGES = 16  # per step of decoder and joint stage
-LEARNING_RATE, JOINT_LEARNING_RATE = 1.5e-3, 4e-4
+LEARNING_RATE, JOINT_LEARNING_RATE = 2e-3, 4e-4
 WARMUP = 200  # steps
-EASY_SHARE, EASY_QUESTIONS = 0.4, 6  # of the decoder's steps; an easy lesson's questions grow to this number
-ATTENTION_WEIGHT = 0.3
+EASY_STEPS, EASY_KEEP = 900, 0.35  # of the decoder's steps show few tokens, for speed: mostly objects
+ATTENTION_WEIGHT, ALIGNMENT_WEIGHT = 0.3, 0.3
 FEATURE_WEIGHT = 0.05  # of the encoder's own lessons in the joint stage
 UNHIDDEN = 0.35  # of the images show all their tokens
 LEAST = 0.15  # of an image's tokens that stays visible in the others
@@ -136,9 +137,13 @@ def _optimise(
         yield line
 
 
-def _hide_some(lesson: Lesson) -> tuple[Lesson, Tensor]:
+def _hide_some(lesson: Lesson) -> Tensor:
     keep = 1.0 if torch.rand(()) < UNHIDDEN else float(torch.empty(()).uniform_(LEAST, 1))
-    return lesson, hide(lesson.shown, keep, FAVOUR)
+    return hide(lesson.shown, keep, FAVOUR)
+
+
+def _total(outcome: Outcome) -> Tensor:
+    return outcome.loss + ATTENTION_WEIGHT * outcome.attention + ALIGNMENT_WEIGHT * outcome.alignment
 
 
 def _deal(count: int) -> Iterator[list[int]]:
@@ -162,19 +167,18 @@ def _train_decoder(
         for start in range(0, len(scenes), IMAGES):
             part = scenes[start : start + IMAGES]
             seen = see(model.model.vision_tower, _tiles(part)).features[:, 1:].half()
-            features += [one.flatten(0, 1) for one in seen.split([len(sample.tiles) for sample in part])]
+            features += [one.flatten(0, 1) for one in torch.split(seen, [len(sample.tiles) for sample in part])]
     hands = _deal(len(scenes))
 
-    progress = iter(range(steps))
+    easy = iter([True] * min(EASY_STEPS, steps))
 
     def loss_of() -> tuple[Tensor, str]:
         hand = next(hands)
-        ease = next(progress) / (EASY_SHARE * steps)
-        count = 1 + int(ease * EASY_QUESTIONS)
-        shown = [show_few(lessons[i], count) if ease < 1 else _hide_some(lessons[i]) for i in hand]
-        batch, visible = [one for one, _ in shown], [seen for _, seen in shown]
+        batch = [lessons[i] for i in hand]
+        few = next(easy, False)
+        visible = [hide(one.shown, EASY_KEEP, FAVOUR) if few else _hide_some(one) for one in batch]
         outcome = run_batch(model, batch, [features[i].float() for i in hand], visible)
-        return outcome.loss + ATTENTION_WEIGHT * outcome.attention, outcome.summary
+        return _total(outcome), outcome.summary
 
     weights = [weight for name, weight in model.named_parameters() if "vision_tower" not in name]
     yield from _optimise(weights, LEARNING_RATE, steps, loss_of)
@@ -193,13 +197,14 @@ def _train_both(
 
     def loss_of() -> tuple[Tensor, str]:
         hand = next(hands)
-        samples, shown = [scenes[i] for i in hand], [_hide_some(lessons[i]) for i in hand]
+        batch, samples = [lessons[i] for i in hand], [scenes[i] for i in hand]
         seen = see(tower, _tiles(samples))
         facts, salience = join_labels(samples)
-        features = [one.flatten(0, 1) for one in seen.features[:, 1:].split([len(sample.tiles) for sample in samples])]
-        outcome = run_batch(model, [one for one, _ in shown], features, [seen for _, seen in shown])
+        counts = [len(sample.tiles) for sample in samples]
+        features = [one.flatten(0, 1) for one in torch.split(seen.features[:, 1:], counts)]
+        outcome = run_batch(model, batch, features, [_hide_some(one) for one in batch])
         own, _ = heads.losses(seen, facts.long(), salience)
-        return outcome.loss + ATTENTION_WEIGHT * outcome.attention + FEATURE_WEIGHT * own, outcome.summary
+        return _total(outcome) + FEATURE_WEIGHT * own, outcome.summary
 
     yield from _optimise([*model.parameters(), *heads.parameters()], JOINT_LEARNING_RATE, steps, loss_of)
 
@@ -234,6 +239,7 @@ def main() -> None:
     started = time.perf_counter()
     if not options.measure:
         save(*train(options.work, options.share), options.out)
+        write_examples(options.out / "evaluation")
         print(f"trained in {(time.perf_counter() - started) / 60:.1f} minutes", flush=True)
     print(measure(options.out), flush=True)
 

@@ -60,7 +60,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
 
 @pytest.fixture(scope="session")
 def photos() -> dict[str, Path]:
-    """Real photographs from scikit-image's package (licences: demo/README.md)."""
+    """Real photographs from scikit-image's package (licences: its `skimage/data/_fetchers.py`)."""
     folder = Path(skimage.__file__).parent / "data"
     names = {"cat": "chelsea.png", "astronaut": "astronaut.png", "rocket": "rocket.jpg", "coffee": "coffee.png"}
     return {name: folder / file for name, file in names.items()}

@@ -2,12 +2,13 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from ptp.cli import main
+from ptp.demo import CHECKPOINT
 from ptp.export.checkpoint import SHORT_NAMES
 
 ROOT = Path(__file__).parents[1]
@@ -21,19 +22,20 @@ def block(language: str, heading: str) -> str:
     return found[1]
 
 
-def test_the_commands_and_the_code_of_use(tmp_path, photos, monkeypatch, capsys):
+def test_the_commands_and_the_code_of_use(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Image.open(photos["cat"]).save("photo.jpg")
+    shutil.copy(CHECKPOINT / "evaluation/scene-0.jpg", "scene.jpg")
     for line in block("sh", "Use").splitlines():
         program, *arguments = shlex.split(line)
         with pytest.raises(SystemExit) as end:
             main(["export", *arguments] if program == "ptp-export" else arguments)
         assert end.value.code == 0, line
     out = capsys.readouterr().out
-    assert "cat" in out
+    assert "\n8\n" in out
     assert Path("kept.png").exists()
+    assert Path("bundle/report.html").exists()
     exec(block("python", "Use"), {})
-    assert "cat" in capsys.readouterr().out
+    assert capsys.readouterr().out == "8"
 
 
 def test_the_table_of_short_names_is_the_code():

@@ -199,7 +199,7 @@ def test_a_glyph_lies_in_one_token(scenes: list[Scene]) -> None:
             drop = SHAPES[sign.shape].drop * stamp.half
             centre = np.array([stamp.x - math.sin(stamp.angle) * drop, stamp.y + math.cos(stamp.angle) * drop])
             off = (centre * scale + shift) % 14 - 7
-            # the far end of a long side is off by more where whole pixels stretch it by another factor than the short one
+            # whole pixels stretch one side by a slightly other factor than the other, which adds up to its far end
             stretch = abs(1 - scale[1] / scale[0]) * np.array([layout.width, layout.height]) * scale
             assert (np.abs(off) <= 1.51 + stretch).all(), (index, sign)
 
