@@ -159,7 +159,9 @@ def run_pruner(path: Path, schedule: Schedule, repeats: int) -> float:
 def run_prefill(decoder: Any, sizes: LanguageModel, tokens: int, repeats: int) -> float:
     """Return the seconds of one prefill."""
     empty = np.zeros((1, sizes.num_kv_heads, 0, sizes.head_dim), np.float32)
-    feeds = {spec.name: empty for spec in decoder.get_inputs() if spec.name.startswith("past_key_values")}
+    feeds: dict[str, Any] = {
+        spec.name: empty for spec in decoder.get_inputs() if spec.name.startswith("past_key_values")
+    }
     feeds |= {
         "inputs_embeds": np.random.default_rng(0).normal(size=(1, tokens, sizes.hidden_size)).astype(np.float32),
         "attention_mask": np.ones((1, tokens), np.int64),

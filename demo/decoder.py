@@ -261,7 +261,7 @@ def _alignment_loss(embeddings: Tensor, visual: Tensor, words: Tensor) -> Tensor
     for column in range(words.shape[1]):
         known = words[:, column] >= 0
         if known.any():
-            kind, label = words[known, column].unique(return_inverse=True)
+            kind, label = torch.unique(words[known, column], return_inverse=True)
             logits = visual[known] @ embeddings[kind].T * embeddings.shape[1] ** -0.5
             losses.append(cross_entropy(logits, label))
     return torch.stack(losses).sum()

@@ -75,7 +75,9 @@ def train(work: Path, share: float) -> tuple[LlavaNextForConditionalGeneration, 
     crowded = round(PRACTICE * share)
     stages = (
         Stage(name="encoder", steps=ENCODER_STEPS, run=partial(_train_encoder, model, heads, scenes, crowded)),
+        # twice the same: the second round starts from a high learning rate again, and gets farther
         Stage(name="decoder", steps=DECODER_STEPS, run=partial(_train_decoder, model, processor, scenes)),
+        Stage(name="decoder again", steps=DECODER_STEPS, run=partial(_train_decoder, model, processor, scenes)),
         Stage(name="joint", steps=JOINT_STEPS, run=partial(_train_both, model, heads, processor, scenes)),
     )
     work.mkdir(parents=True, exist_ok=True)

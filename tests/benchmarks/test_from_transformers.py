@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from ptp.benchmarks.methods import METHODS
-from ptp.benchmarks.methods.from_transformers import view_from_transformers
 from PIL import Image
 from transformers import AutoProcessor, LlavaNextForConditionalGeneration
 
 from ptp.anyres import choose_grid
+from ptp.benchmarks.methods import METHODS
+from ptp.benchmarks.methods.from_transformers import view_from_transformers
 from ptp.errors import ConfigError
 
 

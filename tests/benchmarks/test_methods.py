@@ -5,6 +5,9 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import interpolate
+
+from ptp.anyres import PackedLayout, choose_grid
 from ptp.benchmarks.methods import METHODS, Choice, View, with_newlines
 from ptp.benchmarks.methods.budget import share
 from ptp.benchmarks.methods.dart import Dart
@@ -13,9 +16,6 @@ from ptp.benchmarks.methods.globalcom2 import GlobalCom2, enlarged
 from ptp.benchmarks.methods.hired import Hired
 from ptp.benchmarks.methods.uniform_grid import even_lattice
 from ptp.benchmarks.methods.visionzip import VisionZip
-from torch.nn.functional import interpolate
-
-from ptp.anyres import PackedLayout, choose_grid
 from ptp.errors import ConfigError
 from ptp.ptp_graph.reference import NEWLINE
 
