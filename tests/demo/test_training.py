@@ -21,6 +21,12 @@ def sample() -> Sample:
 
 @pytest.fixture(scope="module")
 def model() -> LlavaNextForConditionalGeneration:
+    return LlavaNextForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def eager() -> LlavaNextForConditionalGeneration:
+    """Return the same model in the form that gives its attention away."""
     return LlavaNextForConditionalGeneration.from_pretrained(
         CHECKPOINT, dtype=torch.float32, attn_implementation="eager"
     ).eval()
@@ -40,17 +46,22 @@ def test_tiles_are_those_of_the_processor(processor: LlavaNextProcessor, sample:
 
 
 @torch.inference_mode()
-def test_features_and_saliency_are_the_encoders(model: LlavaNextForConditionalGeneration, sample: Sample) -> None:
+def test_features_and_saliency_are_the_encoders(
+    model: LlavaNextForConditionalGeneration, eager: LlavaNextForConditionalGeneration, sample: Sample
+) -> None:
     tiles = to_tensor(torch.from_numpy(sample.tiles))
     seen = see(model.model.vision_tower, tiles)
-    whole = model.model.vision_tower(tiles, output_hidden_states=True, output_attentions=True)
+    whole = eager.model.vision_tower(tiles, output_hidden_states=True, output_attentions=True)
     torch.testing.assert_close(seen.features, whole.hidden_states[-2], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(seen.saliency, whole.attentions[SALIENCY_BLOCK][:, :, 0, 1:].mean(1))
 
 
 @torch.inference_mode()
 def test_answers_and_relevance_are_the_models(
-    model: LlavaNextForConditionalGeneration, processor: LlavaNextProcessor, sample: Sample
+    model: LlavaNextForConditionalGeneration,
+    eager: LlavaNextForConditionalGeneration,
+    processor: LlavaNextProcessor,
+    sample: Sample,
 ) -> None:
     """All questions of a scene share one sequence; each comes out as if it were asked alone."""
     lesson = prepare(processor, sample)
@@ -66,7 +77,7 @@ def test_answers_and_relevance_are_the_models(
         inputs = processor.apply_chat_template(turns, tokenize=True, return_dict=True, return_tensors="pt")
         ids = inputs["input_ids"][0]
         assert ids[-dialogue.reply :].tolist() == dialogue.tokens[-dialogue.reply :]
-        whole = model(**inputs, output_attentions=True)
+        whole = eager(**inputs, output_attentions=True)
         expected = whole.logits[0, -dialogue.reply - 1 : -1]
         torch.testing.assert_close(outcome.logits[outcome.owner == number], expected, rtol=1e-3, atol=1e-3)
         if dialogue.targets:
