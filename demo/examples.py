@@ -8,11 +8,12 @@ from ptp.demo.task import make_scene
 SPLIT = "test"
 EXAMPLES: dict[int, tuple[str, ...]] = {
     0: ("Which digit is on the orange circle?", "How many clocks are there?"),
-    1: ("What is next to the key?",),
-    2: ("Which digit is on the black diamond?",),
+    1: ("Which letter is on the red square?",),
+    2: ("Which letter is on the white triangle?",),
     3: ("Which letter is on the yellow diamond?",),
 }
-"""Questions by the number of their scene; two about one image show what the question does to the choice."""
+"""Questions by the number of their scene, all of which the shipped model answers right; two about one image show what the
+question does to the choice."""
 
 _JPEG_QUALITY = 90
 
