@@ -12,8 +12,10 @@ EXAMPLES: dict[int, tuple[str, ...]] = {
     2: ("Which letter is on the white triangle?",),
     3: ("Which letter is on the yellow diamond?",),
 }
-"""Questions by the number of their scene, all of which the shipped model answers right; two about one image show what the
-question does to the choice."""
+"""Questions by the number of their scene, which the shipped model answers right.
+
+Two about one image show what the question does to the choice.
+"""
 
 _JPEG_QUALITY = 90
 
