@@ -8,6 +8,7 @@ stopped goes on after the last whole stage.
 import argparse
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
@@ -28,6 +30,7 @@ from ptp.demo.examples import write_examples
 from ptp.demo.measure import measure
 from ptp.demo.model import build_model, build_processor
 from ptp.demo.pool import Sample, draw_many, draw_practice_sample, draw_sample
+from ptp.errors import ConfigError
 
 SEED = 0
 SCENES, PRACTICE = 10_000, 6_000
@@ -65,6 +68,9 @@ def train(work: Path, share: float) -> tuple[LlavaNextForConditionalGeneration, 
     Args:
         work: folder for the results of the stages.
         share: fraction of the scenes and steps, to try the script out.
+
+    Raises:
+        ConfigError: the folder holds a stage that another share made.
     """
     scenes = list(_draw("scenes", partial(draw_sample, "train"), round(SCENES * share)))
     processor = build_processor((q.text, q.answer) for s in scenes[:TOKENIZER_SCENES] for q in s.questions)
@@ -84,6 +90,7 @@ def train(work: Path, share: float) -> tuple[LlavaNextForConditionalGeneration, 
     for number, stage in enumerate(stages):
         file = work / f"{stage.name}.safetensors"
         if file.exists():
+            _check_share(file, share)
             whole.load_state_dict(load_file(file))
             print(f"{stage.name}: taken from {file}", flush=True)
             continue
@@ -91,9 +98,19 @@ def train(work: Path, share: float) -> tuple[LlavaNextForConditionalGeneration, 
             torch.manual_seed(SEED + number)
         _run(stage, max(1, round(stage.steps * share)))
         partial_file = file.with_suffix(".partial")
-        save_file({name: value.contiguous() for name, value in whole.state_dict().items()}, partial_file)
+        state = {name: value.contiguous() for name, value in whole.state_dict().items()}
+        save_file(state, partial_file, metadata={"share": str(share)})
         partial_file.replace(file)
     return model.eval(), processor
+
+
+def _check_share(file: Path, share: float) -> None:
+    with safe_open(file, "pt") as opened:
+        made = (opened.metadata() or {}).get("share")
+    if made != str(share):
+        raise ConfigError(
+            f"{file} is a stage of another training", got=f"share {made}", expected=share, do="use another --work"
+        )
 
 
 def _draw(what: str, draw: Callable[[int], Sample], count: int) -> Iterable[Sample]:
@@ -171,7 +188,6 @@ def _train_decoder(
             seen = see(model.model.vision_tower, _tiles(part)).features[:, 1:].half()
             features += [one.flatten(0, 1) for one in torch.split(seen, [len(sample.tiles) for sample in part])]
     hands = _deal(len(scenes))
-
     easy = iter([True] * min(EASY_STEPS, steps))
 
     def loss_of() -> tuple[Tensor, str]:
@@ -235,12 +251,20 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="fraction of scenes and steps, to try the script out")
     parser.add_argument("--measure", action="store_true", help="train nothing, measure what is in the folder")
     options = parser.parse_args()
+    if not 0.003 <= options.share <= 1:  # a step needs 64 tiles of crowded scenes
+        parser.error("--share is a fraction from 0.003 to 1")
+    if options.share < 1 and options.out == CHECKPOINT and not options.measure:
+        parser.error("a part of the training must not replace the shipped checkpoint: give --out")
     torch.set_num_threads(min(2, os.cpu_count() or 1))  # the order of sums, and with it every weight, depends on it
     logging.disable_progress_bar()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     started = time.perf_counter()
     if not options.measure:
-        save(*train(options.work, options.share), options.out)
+        try:
+            trained = train(options.work, options.share)
+        except ConfigError as error:
+            sys.exit(f"error: {error}")
+        save(*trained, options.out)
         write_examples(options.out / "evaluation")
         print(f"trained in {(time.perf_counter() - started) / 60:.1f} minutes", flush=True)
     print(measure(options.out), flush=True)

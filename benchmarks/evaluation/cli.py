@@ -17,10 +17,10 @@ from ptp.budgets import parse_fraction
 from ptp.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ptp.benchmarks.evaluation.results import Results
     from ptp.benchmarks.evaluation.run import Progress
     from ptp.benchmarks.evaluation.task import Task
     from ptp.export.pipeline import Progress as Steps
+    from ptp.results import Results
 
 EXTRAS = {"torch": "export", "transformers": "export", "onnx_ir": "export", "matplotlib": "eval"}
 """What an evaluation needs, and the extra that brings it."""

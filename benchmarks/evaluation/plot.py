@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from ptp.benchmarks.evaluation.results import Family, Results
 from ptp.benchmarks.evaluation.tables import FAMILIES, by_method, keeps_of, title
+from ptp.results import Family, Results
 
 COLOURS: dict[Family, tuple[str, ...]] = {
     "unpruned": ("#444444",),

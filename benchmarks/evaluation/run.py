@@ -9,11 +9,11 @@ from typing import Protocol
 import numpy as np
 
 from ptp.benchmarks.evaluation.records import Record, Records
-from ptp.benchmarks.evaluation.results import Difference, Results, Row
 from ptp.benchmarks.evaluation.statistics import Resampler, Scores
 from ptp.benchmarks.evaluation.task import Answerer, Case, Task
 from ptp.benchmarks.evaluation.variants import Variant
 from ptp.errors import ConfigError
+from ptp.results import Difference, Results, Row
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being asked, how many questions have been answered, and of how many."""

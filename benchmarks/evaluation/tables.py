@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from ptp.benchmarks.evaluation.results import Family, Results, Row
 from ptp.benchmarks.evaluation.statistics import FEW_IMAGES
+from ptp.results import Family, Results, Row
 
 FAMILIES: dict[Family, str] = {
     "unpruned": "nothing is pruned",

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import get_args
 
-from ptp.benchmarks.evaluation.results import Family
 from ptp.benchmarks.methods import METHODS
 from ptp.bundle.manifest import Alpha, Instruction, NewlinePolicy, PositionPolicy, RegionRule
+from ptp.results import Family
 
 DEFAULT_REGION: RegionRule = "cls_cosine"
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from ptp.benchmarks.evaluation.plot import draw
-from ptp.benchmarks.evaluation.results import Difference, Results, Row
 from ptp.benchmarks.evaluation.tables import to_markdown
+from ptp.results import Difference, Results, Row
 
 
 def row(method: str, family: str, keep: float, accuracy: float, **changes) -> Row:

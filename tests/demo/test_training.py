@@ -1,5 +1,7 @@
 """The training's own forward passes are the model's: whatever is learned there holds where transformers runs it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,8 @@ from ptp.demo.decoder import RELEVANCE_BLOCK, hide, prepare, run_batch
 from ptp.demo.encoder import SALIENCY_BLOCK, Heads, Seen, join_labels, see, to_tensor
 from ptp.demo.pool import FACTS, GLYPH, UNREADABLE, Sample, draw_practice_sample, draw_sample
 from ptp.demo.task import make_scene
+from ptp.demo.train import train
+from ptp.errors import ConfigError
 
 SPLIT, INDEX = "validation", 3
 
@@ -161,3 +165,15 @@ def test_the_encoders_loss_is_that_of_its_labels(model: LlavaNextForConditionalG
     assert set(none[:4]) == {0.0}
     assert loss < nothing - 3
     assert right[-1] == pytest.approx((looks * (salience == 1)).sum(-1).mean().item())
+
+
+@pytest.mark.slow
+def test_a_small_training_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made, _ = train(tmp_path, 0.004)
+    again, _ = train(tmp_path, 0.004)
+    assert capsys.readouterr().out.count("taken from") == 4
+    for name, weight in made.state_dict().items():
+        assert weight.isfinite().all()
+        assert torch.equal(weight, again.state_dict()[name])
+    with pytest.raises(ConfigError, match="another training"):
+        train(tmp_path, 0.003)
