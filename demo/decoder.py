@@ -24,7 +24,7 @@ from ptp.ptp_graph.relevance import attention_relevance
 RELEVANCE_BLOCK = 1
 """The block of the language model whose attention PTP reads, counted from 0."""
 
-NAMED = {number: name for number, name in enumerate(FACTS) if name != "neighbour"}
+NAMED = {number: name for number, name in enumerate(FACTS) if name not in ("middle", "neighbour")}
 """The facts that a token has a word for."""
 
 

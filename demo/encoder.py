@@ -19,7 +19,7 @@ SALIENCY_BLOCK = 2
 
 _NOTHING_WEIGHT = 0.15  # of a token that has nothing to tell
 _PRESENCE_WEIGHT = 1.5
-_CLS_WEIGHT = 0.1
+_CLS_WEIGHT = 0.3
 _TILES = 64  # per step
 _PRACTICE_SHARE = 0.25  # of a step's tiles that stay crowded to the end
 _LEARNING_RATE = 1.5e-3

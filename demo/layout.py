@@ -35,15 +35,16 @@ _WIDE: dict[Grid, tuple[float, float, float]] = {
 }
 _STRETCHED_SHARE, _STRETCHED = 0.08, (1.5, 1.9)  # of (2, 2)
 
-_AREA_PER_OBJECT = 3600.0  # grid pixels: 14 objects fill a square 2×2 grid, 7 one of (1, 2)
-_AREA_PER_CLUTTER = 1800.0
+_AREA_PER_OBJECT = 4200.0  # grid pixels: 12 objects fill a square 2×2 grid, 7 one of (1, 2)
+_AREA_PER_CLUTTER = 2400.0
 _GAP = 3.0  # between any two objects, grid pixels
 _PAIR_GAP = (2.0, 4.0)  # between the two pictures of a pair
 _PAIR_HALO = 11.0  # around a pair: nothing else is as near
 
 # A small encoder learns to read glyphs in minutes where each lies inside one token, and hardly where tokens cut them.
 _TOKEN = 14  # side in grid pixels
-_PRACTICE = (20, 8)  # signs and pictures in a crowded scene, if they fit
+_PRACTICE = (20, 8, 2)  # signs, paired pictures and single ones in a crowded scene, if they fit
+_PRACTICE_HALO = 6.0  # around pictures there, so that it is clear which belong together
 _OFF_CENTRE = 1.5  # largest distance of a glyph's centre from its token's, in x and in y, grid pixels
 
 
@@ -77,8 +78,8 @@ def draw_layout(rng: RandomState) -> Layout:
         horizontal = bool(rng.uniform() < 0.6)
         placed = _place(rng, room, plan, horizontal)
         if placed is not None:
-            pair = Pair(first=0, second=1, horizontal=horizontal) if plan.has_pair else None
-            return _finish(rng, room, placed, pair, plan.counted)
+            pairs = (Pair(first=0, second=1, horizontal=horizontal),) if plan.has_pair else ()
+            return _finish(rng, room, placed, pairs, plan.counted)
         attempts += 1
         room = _Room(room.image_size[0], room.image_size[1], room.grid)
         if attempts % 10 == 0:
@@ -92,12 +93,24 @@ def draw_practice(rng: RandomState) -> Layout:
         rng: where chance comes from.
     """
     room = _Room(2 * TILE, 2 * TILE, (2, 2))
-    names = [list(PICTURES)[i] for i in rng.permutation(len(PICTURES))[: _PRACTICE[1]].tolist()]
-    signs = [sign for _ in range(_PRACTICE[0] // 4) for sign in draw_signs(rng, 4)]
-    items = [*signs, *(draw_picture(rng, name) for name in names)]
-    places = [(item, room.find(rng, [(0, 0, item)], 0.5)) for item in items]
-    placed = [_Placed(item=item, x=place[0], y=place[1]) for item, place in places if place is not None]
-    return _finish(rng, room, placed, None, "")
+    signs, paired, single = _PRACTICE
+    names = [list(PICTURES)[i] for i in rng.permutation(len(PICTURES))[: paired + single].tolist()]
+    pictures = [draw_picture(rng, name) for name in names]
+    placed: list[_Placed] = []
+    pairs = []
+    for first, second in zip(pictures[:paired:2], pictures[1:paired:2], strict=True):
+        horizontal = bool(rng.uniform() < 0.5)
+        both = _place_pair(rng, room, first, second, horizontal, _PRACTICE_HALO)
+        if both is not None:
+            pairs.append(Pair(first=len(placed), second=len(placed) + 1, horizontal=horizontal))
+            placed += both
+    alone = [(item, _PRACTICE_HALO) for item in pictures[paired:]]
+    alone += [(sign, 0.5) for _ in range(signs // 4) for sign in draw_signs(rng, 4)]
+    for item, gap in alone:
+        place = room.find(rng, [(0, 0, item)], gap)
+        if place is not None:
+            placed.append(_Placed(item=item, x=place[0], y=place[1]))
+    return _finish(rng, room, placed, tuple(pairs), "")
 
 
 def _draw_size(rng: RandomState) -> tuple[int, int, Grid]:
@@ -244,13 +257,10 @@ def _place(rng: RandomState, room: _Room, plan: _Plan, horizontal: bool) -> list
     """Return the items with their places; None if a needed one does not fit."""
     placed: list[_Placed] = []
     if plan.has_pair:
-        first, second = plan.items[:2]
-        dx, dy = _offset(rng, first, second, horizontal)
-        place = room.find(rng, [(0, 0, first), (dx, dy, second)], _PAIR_HALO)
-        if place is None:
+        both = _place_pair(rng, room, plan.items[0], plan.items[1], horizontal, _PAIR_HALO)
+        if both is None:
             return None
-        x, y = place
-        placed = [_Placed(item=first, x=x, y=y), _Placed(item=second, x=x + dx, y=y + dy)]
+        placed += both
     for number in range(len(placed), len(plan.items)):
         item = plan.items[number]
         place = room.find(rng, [(0, 0, item)], _GAP)
@@ -261,14 +271,23 @@ def _place(rng: RandomState, room: _Room, plan: _Plan, horizontal: bool) -> list
     return placed
 
 
-def _offset(rng: RandomState, first: Item, second: Item, horizontal: bool) -> tuple[float, float]:
+def _place_pair(
+    rng: RandomState, room: _Room, first: Item, second: Item, horizontal: bool, halo: float
+) -> list[_Placed] | None:
+    """Return two items side by side, or one above the other; None if there is no room for them."""
     gap, slip = float(rng.uniform(*_PAIR_GAP)), float(rng.uniform(-3, 3))
     if horizontal:
-        return first.extent[2] + gap - second.extent[0], slip
-    return slip, first.extent[3] + gap - second.extent[1]
+        dx, dy = first.extent[2] + gap - second.extent[0], slip
+    else:
+        dx, dy = slip, first.extent[3] + gap - second.extent[1]
+    place = room.find(rng, [(0, 0, first), (dx, dy, second)], halo)
+    if place is None:
+        return None
+    x, y = place
+    return [_Placed(item=first, x=x, y=y), _Placed(item=second, x=x + dx, y=y + dy)]
 
 
-def _finish(rng: RandomState, room: _Room, items: list[_Placed], pair: Pair | None, counted: str) -> Layout:
+def _finish(rng: RandomState, room: _Room, items: list[_Placed], pairs: tuple[Pair, ...], counted: str) -> Layout:
     scale = 1 / room.scale
     objects = []
     for one in items:
@@ -291,7 +310,7 @@ def _finish(rng: RandomState, room: _Room, items: list[_Placed], pair: Pair | No
         height=room.image_size[1],
         grid=room.grid,
         objects=tuple(objects),
-        pair=pair,
+        pairs=pairs,
         counted=counted,
         clutter=tuple(_box(one, scale) for one in clutter),
         stamps=tuple(

@@ -22,9 +22,12 @@ FACTS = {
     "shape": tuple(SHAPES),
     "glyph": tuple(DIGITS + LETTERS),
     "picture": tuple(PICTURES),
+    "middle": ("middle",),
     "neighbour": tuple(PICTURES),
 }
-"""What can be known about a token, with the possible values; as labels they count from 1, 0 is none."""
+"""What can be known about a token, with the possible values; as labels they count from 1, 0 is none.
+
+A picture's middle is one token of the crops, so that who counts those counts pictures."""
 
 UNREADABLE = -100
 """Label of a glyph in the thumbnail, which nobody has to read; `torch.nn.functional.cross_entropy` skips it."""
@@ -32,7 +35,10 @@ UNREADABLE = -100
 GLYPH = list(FACTS).index("glyph")
 """Which of the facts is what is written on a sign."""
 
-_CLUTTER_SALIENCE = 0.55
+MIDDLE = list(FACTS).index("middle")
+"""Which of the facts is that a picture has its middle there."""
+
+_CLUTTER_SALIENCE = 1.0
 _PRACTICE = 20_261  # seeds the practice scenes
 _CHUNK = 64  # scenes per piece of work
 
@@ -85,7 +91,7 @@ def draw_practice_sample(index: int) -> Sample:
         objects=layout.objects,
         questions=(),
         clutter=layout.clutter,
-        pair=None,
+        pairs=layout.pairs,
         grid=layout.grid,
     )
     return _look(scene)
@@ -108,14 +114,13 @@ def _look(scene: Scene) -> Sample:
     rows, columns = scene.grid
     crops = np.asarray(canvas).reshape(rows, TILE, columns, TILE, 3).swapaxes(1, 2).reshape(-1, TILE, TILE, 3)
     shown = token_labels([o.box for o in scene.objects], image_size, scene.grid, tile_size=TILE).astype(np.int8)
-    facts = _facts(scene.objects, scene.pair)[shown]
-    # a glyph is read where it stands: in the one token of the crops that its middle lies in
+    facts = _facts(scene.objects, scene.pairs)[shown]
+    # a glyph is read where it stands, and a picture counted there: in the one token of the crops with its middle
     points = [Box(left=x, top=y, right=x, bottom=y) for x, y in (o.glyph_centre for o in scene.objects)]
-    written = token_labels(points, image_size, scene.grid, tile_size=TILE) == shown
-    written[0] = False
-    glyphs = facts[..., GLYPH]
-    glyphs[~written & (glyphs > 0)] = 0
-    glyphs[0][shown[0] > 0] = UNREADABLE
+    middle = token_labels(points, image_size, scene.grid, tile_size=TILE) == shown
+    middle[0] = False
+    facts[..., (GLYPH, MIDDLE)] *= middle[..., None]
+    facts[0, shown[0] > 0, GLYPH] = UNREADABLE
     around = token_labels(scene.clutter, image_size, scene.grid, tile_size=TILE) > 0
     return Sample(
         tiles=np.concatenate([np.asarray(thumbnail)[None], crops]),
@@ -129,12 +134,14 @@ def _look(scene: Scene) -> Sample:
     )
 
 
-def _facts(objects: Sequence[Object], pair: Pair | None) -> NDArray[np.int8]:
+def _facts(objects: Sequence[Object], pairs: Sequence[Pair]) -> NDArray[np.int8]:
     """Return what is known about nothing and about each object: (1 + objects, len(FACTS))."""
-    neighbours = {} if pair is None else {pair.first: objects[pair.second].name, pair.second: objects[pair.first].name}
+    neighbours = {pair.first: objects[pair.second].name for pair in pairs}
+    neighbours |= {pair.second: objects[pair.first].name for pair in pairs}
     table = np.zeros((1 + len(objects), len(FACTS)), np.int8)
     for i, one in enumerate(objects):
-        values = (one.colour, one.shape, one.glyph, one.name, neighbours.get(i, ""))
+        middle = "middle" if one.kind == "picture" else ""
+        values = (one.colour, one.shape, one.glyph, one.name, middle, neighbours.get(i, ""))
         for column, (value, possible) in enumerate(zip(values, FACTS.values(), strict=True)):
             table[1 + i, column] = 1 + possible.index(value) if value else 0
     return table

@@ -29,17 +29,17 @@ class Question:
     targets: tuple[Box, ...]
 
 
-def ask(objects: Sequence[Object], pair: Pair | None, counted: str, rng: RandomState) -> tuple[Question, ...]:
+def ask(objects: Sequence[Object], pairs: Sequence[Pair], counted: str, rng: RandomState) -> tuple[Question, ...]:
     """Return the questions of a scene, in random order.
 
     Args:
         objects: what is in the scene.
-        pair: the two pictures that stand together.
+        pairs: pictures that stand together.
         counted: name of the pictures to be counted; empty for none.
         rng: where chance comes from.
     """
     questions = [ask_glyph(o) for o in objects if o.kind == "sign"]
-    if pair is not None:
+    for pair in pairs:
         first, second = objects[pair.first], objects[pair.second]
         if pair.horizontal:
             questions += [ask_left(second, first), ask_next(first, second)]

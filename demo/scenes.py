@@ -85,7 +85,7 @@ class Layout:
         height: of the image, in pixels.
         grid: rows and columns of tiles that the model cuts it into.
         objects: what questions ask about.
-        pair: the pair of pictures, if there is one.
+        pairs: pairs of pictures; at most one in a scene that is asked about.
         counted: name of the picture that occurs one to four times; empty if there is none.
         clutter: what lies around besides, and nobody asks about.
         stamps: how the objects, and the clutter before them, are drawn.
@@ -95,7 +95,7 @@ class Layout:
     height: int
     grid: Grid
     objects: tuple[Object, ...]
-    pair: Pair | None
+    pairs: tuple[Pair, ...]
     counted: str
     clutter: tuple[Box, ...]
     stamps: tuple["Stamp", ...] = field(repr=False)

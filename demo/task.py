@@ -43,7 +43,7 @@ class Scene:
         objects: signs and pictures, with their boxes in pixels of the image.
         questions: questions with their answers.
         clutter: what lies around besides, in pixels of the image.
-        pair: the two pictures that stand together, if there are any.
+        pairs: pictures that stand together; at most one pair where questions are asked.
         grid: rows and columns of tiles that the demo model cuts the image into.
     """
 
@@ -51,7 +51,7 @@ class Scene:
     objects: tuple[Object, ...]
     questions: tuple[Question, ...]
     clutter: tuple[Box, ...]
-    pair: Pair | None
+    pairs: tuple[Pair, ...]
     grid: Grid
 
 
@@ -67,13 +67,13 @@ def make_scene(split: str, index: int) -> Scene:
     """
     rng = RandomState(MT19937(_seed(split, index)))
     layout = draw_layout(rng)
-    questions = ask(layout.objects, layout.pair, layout.counted, rng)
+    questions = ask(layout.objects, layout.pairs, layout.counted, rng)
     return Scene(
         image=paint(layout, rng),
         objects=layout.objects,
         questions=questions,
         clutter=layout.clutter,
-        pair=layout.pair,
+        pairs=layout.pairs,
         grid=layout.grid,
     )
 

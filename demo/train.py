@@ -35,16 +35,16 @@ from ptp.errors import ConfigError
 SEED = 0
 SCENES, PRACTICE = 10_000, 6_000
 TOKENIZER_SCENES = 3_000  # whose questions the tokenizer is made for
-ENCODER_STEPS, DECODER_STEPS, JOINT_STEPS = 4_500, 1_400, 300
+ENCODER_STEPS, DECODER_STEPS, JOINT_STEPS = 4_800, 1_600, 1_500
 IMAGES = 16  # per step of decoder and joint stage
 LEARNING_RATE, JOINT_LEARNING_RATE = 2e-3, 4e-4
 WARMUP = 200  # steps
-EASY_STEPS, EASY_KEEP = 900, 0.35  # of the decoder's steps show few tokens, for speed: mostly objects
+EASY_STEPS, EASY_KEEP = 1000, 0.35  # of the decoder's steps show few tokens, for speed: mostly objects
 ATTENTION_WEIGHT, ALIGNMENT_WEIGHT = 0.3, 0.3
 FEATURE_WEIGHT = 0.05  # of the encoder's own lessons in the joint stage
 UNHIDDEN = 0.35  # of the images show all their tokens
 LEAST = 0.15  # of an image's tokens that stays visible in the others
-FAVOUR = 0.8  # see `decoder.hide`
+FAVOUR = 1.0  # see `decoder.hide`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,11 +39,13 @@ Alpha = Annotated[float, Field(ge=0, le=1)] | Literal["auto"]
 """Weight of the question, 0 to 1, or `auto`: computed in the graph for each question."""
 
 
-class _Model(BaseModel):
+class Model(BaseModel):
+    """What every class of a file's schema is: frozen, and refusing keys it does not know."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-class TensorSpec(_Model):
+class TensorSpec(Model):
     """Name, element type and shape of a graph's input or output; a string is a dimension named at run time."""
 
     name: Line = Field(min_length=1)
@@ -58,7 +60,7 @@ class TensorSpec(_Model):
         return shape
 
 
-class GraphSpec(_Model):
+class GraphSpec(Model):
     """One ONNX graph of the bundle: its file and its inputs and outputs."""
 
     file: Line
@@ -66,14 +68,14 @@ class GraphSpec(_Model):
     outputs: tuple[TensorSpec, ...] = Field(max_length=4096)
 
 
-class FileEntry(_Model):
+class FileEntry(Model):
     """Size in bytes and SHA-256 of a file of the bundle."""
 
     bytes: int = Field(ge=0, le=MAX_FILE_BYTES)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class ModelInfo(_Model):
+class ModelInfo(Model):
     """Which checkpoint was exported. `revision` is the Hugging Face commit, absent for a local folder."""
 
     id: Line
@@ -82,7 +84,7 @@ class ModelInfo(_Model):
     precision: Precision
 
 
-class Levels(_Model):
+class Levels(Model):
     """Token budget of each level of the pyramid, and their sum K."""
 
     thumbnail: Count
@@ -95,7 +97,7 @@ class Levels(_Model):
         return self.thumbnail + self.crops + self.newline
 
 
-class KeepRange(_Model):
+class KeepRange(Model):
     """The fractions of visual tokens that may be asked for at run time, and the K that they give."""
 
     min: float = Field(gt=0, le=1)
@@ -104,7 +106,7 @@ class KeepRange(_Model):
     max_kept: Size
 
 
-class Pruning(_Model):
+class Pruning(Model):
     """How tokens are chosen (docs/algorithm.md).
 
     Attributes:
@@ -141,7 +143,7 @@ class Pruning(_Model):
         return self
 
 
-class Tiling(_Model):
+class Tiling(Model):
     """How an image becomes encoder inputs.
 
     Attributes:
@@ -191,7 +193,7 @@ class Tiling(_Model):
         return self
 
 
-class Prompting(_Model):
+class Prompting(Model):
     """What turns a question into token ids, beside `tokenizer.json` and `chat_template.jinja`.
 
     Attributes:
@@ -206,7 +208,7 @@ class Prompting(_Model):
     max_prompt: Size
 
 
-class LanguageModel(_Model):
+class LanguageModel(Model):
     """Sizes of the decoder and of its key/value cache."""
 
     num_layers: int = Field(ge=1, le=512)
@@ -217,7 +219,7 @@ class LanguageModel(_Model):
     max_position_embeddings: int = Field(ge=1)
 
 
-class Graphs(_Model):
+class Graphs(Model):
     """The three graphs, under the names that transformers.js and optimum look for."""
 
     vision_encoder: GraphSpec
@@ -230,7 +232,7 @@ class Graphs(_Model):
         return self.vision_encoder, self.embed_tokens, self.decoder_model_merged
 
 
-class Parity(_Model):
+class Parity(Model):
     """What the export's gates measured.
 
     Attributes:
@@ -249,7 +251,7 @@ class Parity(_Model):
     tensorrt_rtx: str | None
 
 
-class Manifest(_Model):
+class Manifest(Model):
     """The whole of `ptp_config.json`."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
