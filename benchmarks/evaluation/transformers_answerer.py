@@ -137,5 +137,5 @@ class TransformersAnswerer:
 
 def _size(view: View) -> int:
     """Return the bytes of a view's arrays."""
-    arrays: list[Any] = [view.features, view.cls_logits, view.keys, view.hidden, *view.cls_attention.values()]
+    arrays: list[Any] = [view.features, view.keys, view.hidden, *view.cls_attention.values(), *view.cls_logits.values()]
     return sum(array.nbytes for array in arrays if array is not None)

@@ -24,6 +24,7 @@ _ALL: tuple[Method, ...] = (
     Hired(),
     GlobalCom2(),
     GlobalCom2(name="globalcom2_softmax", softmax=True),
+    GlobalCom2(name="globalcom2_penultimate", layer=-2),
     VisionZip(),
     VisionZip(name="visionzip_mean", merge="mean"),
     VisionZip(name="visionzip_unmerged", merge="none"),

@@ -69,8 +69,11 @@ def view_of_image(model: Any, inputs: Mapping[str, Any], *, layers: Sequence[int
         depth=len(blocks),
         features=_numpy(features),
         cls_attention=seen["attention"],
-        cls_logits=_cls_logits(blocks[-1].self_attn, seen["last q"], seen["last k"]),
-        keys=_numpy(_heads(blocks[-2].self_attn, seen["keys"])[:, 1:].mean(dim=2)),
+        cls_logits={
+            layer: _cls_logits(blocks[layer].self_attn, queries, seen["keys"][layer])
+            for layer, queries in seen["queries"].items()
+        },
+        keys=_numpy(_heads(blocks[-2].self_attn, seen["keys"][len(blocks) - 2])[:, 1:].mean(dim=2)),
         hidden=_numpy(seen["hidden"]),
         project=project,
     )
@@ -112,12 +115,12 @@ def with_prompt(model: Any, view: View, ids: torch.Tensor) -> View:
 
 @contextmanager
 def _watched(model: Any, layers: set[int]) -> Iterator[dict[str, Any]]:
-    """Yield what the vision encoder and the projector see: CLS attention by block, keys, hidden states.
+    """Yield what the vision encoder and the projector see: CLS attention, queries and keys by block, hidden states.
 
     Each attention is cut down to its CLS row in the hook; all of them at once would be gigabytes.
     """
     blocks = model.model.vision_tower.encoder.layers
-    seen: dict[str, Any] = {"attention": {}}
+    seen: dict[str, Any] = {"attention": {}, "queries": {}, "keys": {}}
 
     def keep_cls(layer: int) -> Any:
         def take(_: Any, __: Any, output: Any) -> None:
@@ -125,13 +128,13 @@ def _watched(model: Any, layers: set[int]) -> Iterator[dict[str, Any]]:
 
         return take
 
-    def keep(name: str) -> Any:
-        return lambda _, __, output: seen.update({name: output})
+    def keep(name: str, layer: int) -> Any:
+        return lambda _, __, output: seen[name].update({layer: output})
 
     hooks = [blocks[layer].self_attn.register_forward_hook(keep_cls(layer)) for layer in layers]
-    hooks.append(blocks[-1].self_attn.q_proj.register_forward_hook(keep("last q")))
-    hooks.append(blocks[-1].self_attn.k_proj.register_forward_hook(keep("last k")))
-    hooks.append(blocks[-2].self_attn.k_proj.register_forward_hook(keep("keys")))
+    hooks += [blocks[layer].self_attn.q_proj.register_forward_hook(keep("queries", layer)) for layer in layers]
+    with_keys = layers | {len(blocks) - 2}
+    hooks += [blocks[layer].self_attn.k_proj.register_forward_hook(keep("keys", layer)) for layer in with_keys]
     projector = model.model.multi_modal_projector
     hooks.append(projector.register_forward_pre_hook(lambda _, given: seen.update(hidden=given[0])))
     with _eager(model.model.vision_tower), _hooks(hooks):

@@ -10,6 +10,7 @@ The released code takes CLS scores *before* the softmax (q · k / √d, mean ove
 sums. Attention sums to 1, so that τ = 10 leaves σ within a tenth of equal. `softmax=False` is the released form and
 the default; `softmax=True` takes the attention itself.
 Ours: R is whatever makes the total exact, by largest remainders, padding and full crops taken into account.
+`layer=-2` reads the last block that features come from, for encoders whose last block nothing trained.
 """
 
 from dataclasses import dataclass
@@ -29,18 +30,20 @@ class GlobalCom2:
         alpha: weight of the thumbnail's scores inside a crop.
         temperature: τ.
         softmax: take attention instead of what stands before its softmax.
+        layer: vision block; negative counts from the last.
     """
 
     name: str = "globalcom2"
     alpha: float = 0.5
     temperature: float = 10.0
     softmax: bool = False
+    layer: int = -1
     sees_question: ClassVar[bool] = False
     prunes_after: ClassVar[int] = 0
 
     def choose(self, view: View, budget: int, seed: int = 0) -> Choice:
         """Divide by the thumbnail's scores, then select by both."""
-        scores = view.cls(-1) if self.softmax else view.need("cls_logits")
+        scores = view.cls(self.layer) if self.softmax else view.logits(self.layer)
         thumbnail = scores[0].reshape(view.side, view.side)
         budgets = self.budgets(view, budget, thumbnail)
         guidance = np.zeros(len(view.sequence))

@@ -1,7 +1,7 @@
 """What a pruning method may look at, and what it answers."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -31,7 +31,7 @@ class View:
         features: (M, H) projected features with newline rows, as the language model gets them.
         cls_attention: (tiles, N) for each 0-based vision block asked for: the attention of CLS to the patches, a
             softmax over all 1 + N keys, mean over the heads.
-        cls_logits: (tiles, N) the same of the last block before the softmax, q · k / √d, mean over the heads.
+        cls_logits: (tiles, N) for each of these blocks the same before the softmax, q · k / √d, mean over the heads.
         keys: (tiles, N, d) keys of the last block but one, mean over the heads.
         hidden: (tiles, N, D) what the projector gets.
         project: the projector, (n, D) to (n, H).
@@ -46,7 +46,7 @@ class View:
     depth: int
     features: Floats
     cls_attention: Mapping[int, Floats]
-    cls_logits: Floats | None = None
+    cls_logits: Mapping[int, Floats] = field(default_factory=dict)
     keys: Floats | None = None
     hidden: Floats | None = None
     project: Callable[[Floats], Floats] | None = None
@@ -56,7 +56,8 @@ class View:
     def __post_init__(self) -> None:
         length = len(self.sequence)
         rows = {"features": self.features, "question_attention": self.question_attention}
-        scores = {f"cls_attention[{k}]": v for k, v in self.cls_attention.items()} | {"cls_logits": self.cls_logits}
+        scores = {f"cls_attention[{k}]": v for k, v in self.cls_attention.items()}
+        scores |= {f"cls_logits[{k}]": v for k, v in self.cls_logits.items()}
         patches = {"keys": self.keys, "hidden": self.hidden}
         expected = dict.fromkeys(rows, (length,)) | dict.fromkeys((scores | patches), (self.num_tiles, self.side**2))
         for name, values in (rows | scores | patches).items():
@@ -92,10 +93,11 @@ class View:
 
     def cls(self, layer: int) -> Floats:
         """Return the CLS attention of a block, (tiles, N); a negative layer counts from the last block."""
-        layer %= self.depth
-        if layer not in self.cls_attention:
-            raise ConfigError("CLS attention of a block is missing", got=sorted(self.cls_attention), expected=layer)
-        return self.cls_attention[layer]
+        return _of_block("cls_attention", self.cls_attention, layer % self.depth)
+
+    def logits(self, layer: int) -> Floats:
+        """Return what stands before the softmax of `cls`."""
+        return _of_block("cls_logits", self.cls_logits, layer % self.depth)
 
     def need(self, name: str) -> Any:
         """Return an attribute that may be left out.
@@ -112,6 +114,12 @@ class View:
         """Return the rows of (tiles, N, …) values that belong to positions of visual tokens."""
         taken: Floats = values.reshape(-1, *values.shape[2:])[self.sequence[positions]]
         return taken
+
+
+def _of_block(name: str, values: Mapping[int, Floats], layer: int) -> Floats:
+    if layer not in values:
+        raise ConfigError(f"{name} of a block is missing", got=sorted(values), expected=layer)
+    return values[layer]
 
 
 @dataclass(frozen=True, kw_only=True)

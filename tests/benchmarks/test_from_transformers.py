@@ -37,8 +37,10 @@ def test_a_view_is_what_transformers_computes(asked):
             for layer, state in zip(tower.encoder.layers[-2:], seen.hidden_states[-3:-1], strict=True)
         ]
         keys = last_two[0][0].k_proj(last_two[0][1]).unflatten(-1, (4, 12)).mean(dim=2)
-        q, k = (getattr(last_two[1][0], name)(last_two[1][1]).unflatten(-1, (4, 12)) for name in ("q_proj", "k_proj"))
-        logits = (q[:, :1] * k).sum(dim=-1).mean(dim=-1) / 12**0.5
+        logits = {}
+        for number, (attention, state) in enumerate(last_two, start=10):
+            q, k = (getattr(attention, name)(state).unflatten(-1, (4, 12)) for name in ("q_proj", "k_proj"))
+            logits[number] = (q[:, :1] * k).sum(dim=-1).mean(dim=-1) / 12**0.5
     assert (view.image_size, view.side, view.depth) == ((90, 140), 4, 12)
     assert view.grid == choose_grid(90, 140, ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3)), 56)
     assert sorted(view.cls_attention) == [0, 10, 11]
@@ -49,7 +51,8 @@ def test_a_view_is_what_transformers_computes(asked):
         np.testing.assert_allclose(values, seen.attentions[layer][:, :, 0, 1:].mean(dim=1), **close)
     np.testing.assert_allclose(view.question_attention, answer.attentions[1][0, :, -1].mean(dim=0)[image], **close)
     np.testing.assert_allclose(view.keys, keys[:, 1:], **close)
-    np.testing.assert_allclose(view.cls_logits, logits[:, 1:], rtol=1e-4, atol=1e-5)
+    for layer, values in logits.items():
+        np.testing.assert_allclose(view.logits(layer), values[:, 1:], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(view.hidden, seen.hidden_states[-2][:, 1:], **close)
     np.testing.assert_allclose(view.features, features, **close)
     np.testing.assert_array_equal(

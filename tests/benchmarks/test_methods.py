@@ -38,7 +38,7 @@ def random_view(height=64, width=64, side=2, grid=(2, 2), seed=0, ties=False):
         depth=DEPTH,
         features=random.normal(size=(length, WIDTH)).astype(np.float32),
         cls_attention={layer: scores(tiles, side * side) for layer in (0, DEPTH - 2, DEPTH - 1)},
-        cls_logits=scores(tiles, side * side) - 0.5,
+        cls_logits={layer: scores(tiles, side * side) - 0.5 for layer in (DEPTH - 2, DEPTH - 1)},
         keys=scores(tiles, side * side, 2) - 0.5,
         hidden=random.normal(size=(tiles, side * side, WIDTH)).astype(np.float32),
         project=lambda hidden: 10 * hidden,
@@ -133,7 +133,8 @@ def test_padding_is_never_looked_at(name):
     other = changed(
         view,
         cls_attention={layer: spoilt(values) for layer, values in view.cls_attention.items()},
-        **{field: spoilt(getattr(view, field)) for field in ("cls_logits", "keys", "hidden")},
+        cls_logits={layer: spoilt(values) for layer, values in view.cls_logits.items()},
+        **{field: spoilt(getattr(view, field)) for field in ("keys", "hidden")},
     )
     one, two = (METHODS[name].choose(v, 20) for v in (view, other))
     assert one.positions.tolist() == two.positions.tolist()
@@ -166,7 +167,7 @@ def test_a_view_refuses_values_of_another_image():
         changed(view, features=view.features[:-1])
     with pytest.raises(ConfigError, match="keys does not fit"):
         changed(view, keys=view.keys[:-1])
-    with pytest.raises(ConfigError, match="CLS attention of a block is missing"):
+    with pytest.raises(ConfigError, match="cls_attention of a block is missing"):
         view.cls(1)
 
 
@@ -249,7 +250,7 @@ def test_globalcom2_divides_by_the_thumbnail_and_selects_by_both():
     # crop 4 alone would keep its token 0; the thumbnail commands the token under its own maximum
     logits = attention(view, t4=[0.6, *[0.1] * 14, 0.5])
     logits[0, 15] = 1.0
-    commanded = changed(view, cls_logits=logits)
+    commanded = changed(view, cls_logits={DEPTH - 1: logits})
     assert kept_of_tiles(commanded, GlobalCom2().choose(commanded, 5)) == [1, 1, 1, 1, 1]
     assert 64 + 15 in kept_sources(commanded, GlobalCom2().choose(commanded, 5))
     assert 64 + 0 in kept_sources(commanded, GlobalCom2(alpha=0).choose(commanded, 5))
@@ -257,7 +258,8 @@ def test_globalcom2_divides_by_the_thumbnail_and_selects_by_both():
 
 def test_globalcom2_reads_logits_or_attention():
     view = random_view(side=4, seed=1)
-    by_attention = changed(view, cls_logits=None)
+    by_attention = changed(view, cls_logits={DEPTH - 2: view.logits(-2)})
+    assert len(METHODS["globalcom2_penultimate"].choose(by_attention, 9).positions) == 9
     assert len(METHODS["globalcom2_softmax"].choose(by_attention, 9).positions) == 9
     with pytest.raises(ConfigError, match="cls_logits"):
         METHODS["globalcom2"].choose(by_attention, 9)
