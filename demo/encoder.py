@@ -17,9 +17,12 @@ from ptp.ptp_graph.saliency import cls_attention
 SALIENCY_BLOCK = 2
 """The block whose CLS attention PTP reads from an encoder of six: see `ptp.export.config`."""
 
+LATE_BLOCK = 4
+"""The last block that runs, whose CLS attention other methods read."""
+
 _NOTHING_WEIGHT = 0.15  # of a token that has nothing to tell
 _PRESENCE_WEIGHT = 1.5
-_CLS_WEIGHT = 0.3
+_CLS_WEIGHT = 0.2
 _TILES = 64  # per step
 _PRACTICE_SHARE = 0.25  # of a step's tiles that stay crowded to the end
 _LEARNING_RATE = 1.5e-3
@@ -33,10 +36,12 @@ class Seen:
     Attributes:
         features: (tiles, 1 + N, H) states of the feature layer (−2), CLS first.
         saliency: (tiles, N) CLS attention of `SALIENCY_BLOCK`.
+        late_saliency: (tiles, N) that of `LATE_BLOCK`.
     """
 
     features: Tensor
     saliency: Tensor
+    late_saliency: Tensor
 
 
 def see(tower: CLIPVisionModel, tiles: Tensor) -> Seen:
@@ -47,17 +52,17 @@ def see(tower: CLIPVisionModel, tiles: Tensor) -> Seen:
         tiles: (tiles, 3, S, S), normalised.
     """
     states = tower.pre_layrnorm(tower.embeddings(tiles))
-    saliency = states.new_zeros(())
+    saliency: dict[int, Tensor] = {}
     for number, block in enumerate(tower.encoder.layers[:-1]):
-        if number == SALIENCY_BLOCK:
+        if number in (SALIENCY_BLOCK, LATE_BLOCK):
             attention, normed = block.self_attn, block.layer_norm1(states)
             query, keys = (
                 projected.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
                 for projected in (attention.q_proj(normed[:, :1]) * attention.scale, attention.k_proj(normed))
             )
-            saliency = cls_attention(query, keys)
+            saliency[number] = cls_attention(query, keys)
         states = block(states, None)
-    return Seen(features=states, saliency=saliency)
+    return Seen(features=states, saliency=saliency[SALIENCY_BLOCK], late_saliency=saliency[LATE_BLOCK])
 
 
 def to_tensor(tiles: Tensor) -> Tensor:
@@ -78,13 +83,13 @@ class Heads(nn.Module):
         self.token = nn.ModuleList(nn.Linear(width, 1 + len(values)) for values in FACTS.values())
         self.tile = nn.ModuleList(nn.Linear(width, len(values)) for values in FACTS.values())
 
-    def losses(self, seen: Seen, facts: Tensor, salience: Tensor) -> tuple[Tensor, list[float]]:
-        """Return the loss; how often each fact is right where there is one to tell; how much CLS looks at objects.
+    def losses(self, seen: Seen, facts: Tensor, things: Tensor) -> tuple[Tensor, list[float]]:
+        """Return the loss; how often each fact is right where there is one to tell; how much CLS looks at things.
 
         Args:
             seen: the result of `see`.
             facts: (tiles, N, len(FACTS)) labels.
-            salience: (tiles, N) how much CLS should look there.
+            things: (tiles, N) whether CLS should look there.
         """
         loss, right = seen.features.new_zeros(()), []
         for number, values in enumerate(FACTS.values()):
@@ -98,11 +103,14 @@ class Heads(nn.Module):
             loss = loss + _PRESENCE_WEIGHT * presence
             told = label > 0
             right.append((logits.argmax(-1)[told] == label[told]).float().mean().item())
-        total = salience.sum(-1, keepdim=True)
-        looked = -(salience / total.clamp(min=1e-6) * seen.saliency.clamp(min=1e-6).log()).sum(-1)  # (tiles,)
-        mass = (seen.saliency * (salience == 1)).sum(-1)
-        loss = loss + _CLS_WEIGHT * looked[total[:, 0] > 0].mean()
-        return loss, [*right, mass.mean().item()]
+        count = things.sum(-1)  # (tiles,)
+        for saliency in (seen.saliency, seen.late_saliency):
+            looked = -(things * saliency.clamp(min=1e-6).log()).sum(-1) / count.clamp(min=1)
+            loss = loss + _CLS_WEIGHT * looked[count > 0].mean()
+        return loss, [
+            *right,
+            *((saliency * things).sum(-1).mean().item() for saliency in (seen.saliency, seen.late_saliency)),
+        ]
 
 
 def train_encoder(
@@ -126,10 +134,10 @@ def train_encoder(
     for step in range(steps):
         crowded = round(_TILES * max(_PRACTICE_SHARE, 1 - 1.4 * step / steps))
         dealt = [deck.deal(count) for deck, count in zip(decks, (crowded, _TILES - crowded), strict=True)]
-        tiles, facts, salience = (torch.cat(parts) for parts in zip(*dealt, strict=True))
+        tiles, facts, things = (torch.cat(parts) for parts in zip(*dealt, strict=True))
         # another light and another contrast on each tile
         light, contrast = 0.1 * torch.randn(_TILES, 3, 1, 1), 1 + 0.1 * torch.randn(_TILES, 1, 1, 1)
-        loss, right = heads.losses(see(tower, to_tensor(tiles) * contrast + light), facts.long(), salience)
+        loss, right = heads.losses(see(tower, to_tensor(tiles) * contrast + light), facts.long(), things)
         optimiser.zero_grad()
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -143,24 +151,24 @@ class _Deck:
 
     def __init__(self, samples: Sequence[Sample], *, first: int) -> None:
         self._tiles = torch.from_numpy(np.concatenate([sample.tiles[first:] for sample in samples]))
-        self._facts, self._salience = join_labels(samples, first=first)
+        self._facts, self._things = join_labels(samples, first=first)
         self._order = torch.empty(0, dtype=torch.int64)
 
     def deal(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return tiles (count, S, S, 3), their facts (count, N, len(FACTS)) and salience (count, N)."""
+        """Return tiles (count, S, S, 3), their facts (count, N, len(FACTS)) and where things are (count, N)."""
         if len(self._order) < count:
             self._order = torch.randperm(len(self._tiles))
         dealt, self._order = self._order[:count], self._order[count:]
-        return self._tiles[dealt], self._facts[dealt], self._salience[dealt]
+        return self._tiles[dealt], self._facts[dealt], self._things[dealt]
 
 
 def join_labels(samples: Sequence[Sample], *, first: int = 0) -> tuple[Tensor, Tensor]:
-    """Return the facts (tiles, N, len(FACTS)), int8, of many scenes and their salience (tiles, N).
+    """Return the facts (tiles, N, len(FACTS)), int8, of many scenes, and where things are, (tiles, N) bool.
 
     Args:
         samples: the scenes.
         first: 1 to leave the thumbnails out.
     """
     facts = torch.from_numpy(np.concatenate([sample.facts[first:] for sample in samples]))
-    salience = torch.from_numpy(np.concatenate([sample.salience[first:] for sample in samples]))
-    return facts.flatten(1, 2), salience.flatten(1, 2)
+    things = torch.from_numpy(np.concatenate([sample.things[first:] for sample in samples]))
+    return facts.flatten(1, 2), things.flatten(1, 2)

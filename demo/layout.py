@@ -35,7 +35,7 @@ _WIDE: dict[Grid, tuple[float, float, float]] = {
 }
 _STRETCHED_SHARE, _STRETCHED = 0.08, (1.5, 1.9)  # of (2, 2)
 
-_AREA_PER_OBJECT = 4200.0  # grid pixels: 12 objects fill a square 2×2 grid, 7 one of (1, 2)
+_AREA_PER_OBJECT = 4400.0  # grid pixels: 12 objects fill a square 2×2 grid, 7 one of (1, 2)
 _AREA_PER_CLUTTER = 2400.0
 _GAP = 3.0  # between any two objects, grid pixels
 _PAIR_GAP = (2.0, 4.0)  # between the two pictures of a pair

@@ -38,7 +38,6 @@ GLYPH = list(FACTS).index("glyph")
 MIDDLE = list(FACTS).index("middle")
 """Which of the facts is that a picture has its middle there."""
 
-_CLUTTER_SALIENCE = 1.0
 _PRACTICE = 20_261  # seeds the practice scenes
 _CHUNK = 64  # scenes per piece of work
 
@@ -51,7 +50,7 @@ class Sample:
         tiles: (T, S, S, 3) uint8, the thumbnail first, then the crops in raster order.
         facts: (T, side, side, len(FACTS)) int8 labels of the tokens.
         shown: (T, side, side) int8, 0 or 1 + the object that a token shows.
-        salience: (T, side, side) float32, how much CLS should look there: 1 at objects, less at clutter, 0 elsewhere.
+        things: (T, side, side) bool, tokens that show an object or clutter: where CLS should look.
         image_size: height and width in pixels.
         grid: rows and columns of the crops.
         objects: what is on it.
@@ -61,7 +60,7 @@ class Sample:
     tiles: NDArray[np.uint8]
     facts: NDArray[np.int8]
     shown: NDArray[np.int8]
-    salience: NDArray[np.float32]
+    things: NDArray[np.bool_]
     image_size: tuple[int, int]
     grid: Grid
     objects: tuple[Object, ...]
@@ -126,7 +125,7 @@ def _look(scene: Scene) -> Sample:
         tiles=np.concatenate([np.asarray(thumbnail)[None], crops]),
         facts=facts,
         shown=shown,
-        salience=np.where(shown > 0, 1, _CLUTTER_SALIENCE * around).astype(np.float32),
+        things=(shown > 0) | around,
         image_size=image_size,
         grid=scene.grid,
         objects=scene.objects,

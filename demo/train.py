@@ -217,11 +217,11 @@ def _train_both(
         hand = next(hands)
         batch, samples = [lessons[i] for i in hand], [scenes[i] for i in hand]
         seen = see(tower, _tiles(samples))
-        facts, salience = join_labels(samples)
+        facts, things = join_labels(samples)
         counts = [len(sample.tiles) for sample in samples]
         features = [one.flatten(0, 1) for one in torch.split(seen.features[:, 1:], counts)]
         outcome = run_batch(model, batch, features, [_hide_some(one) for one in batch])
-        own, _ = heads.losses(seen, facts.long(), salience)
+        own, _ = heads.losses(seen, facts.long(), things)
         return _total(outcome) + FEATURE_WEIGHT * own, outcome.summary
 
     yield from _optimise([*model.parameters(), *heads.parameters()], JOINT_LEARNING_RATE, steps, loss_of)

@@ -9,13 +9,14 @@ from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 
 from ptp.demo import CHECKPOINT
 from ptp.demo.decoder import RELEVANCE_BLOCK, hide, prepare, run_batch
-from ptp.demo.encoder import SALIENCY_BLOCK, Heads, Seen, join_labels, see, to_tensor
-from ptp.demo.pool import FACTS, GLYPH, UNREADABLE, Sample, draw_practice_sample, draw_sample
+from ptp.demo.encoder import LATE_BLOCK, SALIENCY_BLOCK, Heads, Seen, join_labels, see, to_tensor
+from ptp.demo.pool import FACTS, GLYPH, MIDDLE, UNREADABLE, Sample, draw_practice_sample, draw_sample
 from ptp.demo.task import make_scene
 from ptp.demo.train import train
 from ptp.errors import ConfigError
+from ptp.export.adapters import adapter_for
 
-SPLIT, INDEX = "validation", 3
+SPLIT, INDEX = "validation", 2
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,7 @@ def test_features_and_saliency_are_the_encoders(
     whole = eager.model.vision_tower(tiles, output_hidden_states=True, output_attentions=True)
     torch.testing.assert_close(seen.features, whole.hidden_states[-2], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(seen.saliency, whole.attentions[SALIENCY_BLOCK][:, :, 0, 1:].mean(1))
+    torch.testing.assert_close(seen.late_saliency, whole.attentions[LATE_BLOCK][:, :, 0, 1:].mean(1))
 
 
 @torch.inference_mode()
@@ -96,6 +98,12 @@ def test_answers_and_relevance_are_the_models(
     assert len(outcome.right) == len(sample.questions)
 
 
+def test_the_taught_blocks_are_those_that_an_export_reads(model: LlavaNextForConditionalGeneration) -> None:
+    adapter = adapter_for(model.config.model_type)
+    assert adapter.saliency_layer(model.config) == SALIENCY_BLOCK
+    assert LATE_BLOCK == model.config.vision_config.num_hidden_layers + model.config.vision_feature_layer
+
+
 def test_hidden_tokens_are_as_if_they_were_not_there(
     model: LlavaNextForConditionalGeneration, processor: LlavaNextProcessor, sample: Sample
 ) -> None:
@@ -132,10 +140,13 @@ def test_labels_tell_what_is_there(sample: Sample) -> None:
                 assert (facts[:, column] == FACTS[list(FACTS)[column]].index(value) + 1).all()
     neighbours = {FACTS["neighbour"][i - 1] for i in sample.facts[..., -1].ravel() if i > 0}
     scene = make_scene(SPLIT, INDEX)
-    pair = () if scene.pair is None else (scene.pair.first, scene.pair.second)
-    assert neighbours == {scene.objects[i].name for i in pair}
-    assert ((sample.salience == 1) == (sample.shown > 0)).all()
-    assert 0 < ((sample.salience > 0) & (sample.salience < 1)).mean() < 0.3
+    assert neighbours == {scene.objects[i].name for pair in scene.pairs for i in (pair.first, pair.second)}
+    for number, one in enumerate(sample.objects, start=1):
+        middles = sample.facts[sample.shown == number][:, MIDDLE]
+        assert middles.sum() == (one.kind == "picture")
+    assert not sample.facts[0, ..., MIDDLE].any()
+    assert sample.things[sample.shown > 0].all()
+    assert 0 < sample.things[sample.shown == 0].mean() < 0.3
 
 
 def test_practice_is_crowded() -> None:
@@ -143,11 +154,15 @@ def test_practice_is_crowded() -> None:
     assert practice.grid == (2, 2)
     assert sum(o.kind == "sign" for o in practice.objects) >= 12
     assert practice.questions == ()
+    names = {o.name for o in practice.objects}
+    paired = practice.facts[..., -1][practice.facts[..., -1] > 0]
+    assert len(set(paired.tolist())) >= 4
+    assert {FACTS["neighbour"][i - 1] for i in paired} <= names
 
 
 def test_the_encoders_loss_is_that_of_its_labels(model: LlavaNextForConditionalGeneration, sample: Sample) -> None:
     """Heads that say the labels are always right, and cost less than heads that say nothing."""
-    facts, salience = join_labels([sample])
+    facts, things = join_labels([sample])
     facts = facts.long()
     told = torch.cat([torch.nn.functional.one_hot(facts[..., i].clamp(min=0), 64) for i in range(len(FACTS))], -1)
     features = torch.cat([torch.zeros(len(told), 1, told.shape[-1]), told], dim=1).float()
@@ -158,13 +173,22 @@ def test_the_encoders_loss_is_that_of_its_labels(model: LlavaNextForConditionalG
             head.bias.zero_()
             for label in range(head.out_features):
                 head.weight[label, 64 * number + label] = 20
-        looks = salience / salience.sum(-1, keepdim=True).clamp(min=1e-6)
-        loss, right = heads.losses(Seen(features=features, saliency=looks), facts, salience)
-        nothing, none = heads.losses(Seen(features=torch.zeros_like(features), saliency=looks), facts, salience)
-    assert right[:4] == [1.0] * 4
-    assert set(none[:4]) == {0.0}
+        looks = things / things.sum(-1, keepdim=True).clamp(min=1)
+        flat = torch.full_like(looks, 1 / looks.shape[1])
+        loss, right = heads.losses(_seen(features, looks, looks), facts, things)
+        nothing, none = heads.losses(_seen(torch.zeros_like(features), looks, looks), facts, things)
+        early, _ = heads.losses(_seen(features, flat, looks), facts, things)
+        late, looked = heads.losses(_seen(features, looks, flat), facts, things)
+    assert right[: len(FACTS)] == [1.0] * len(FACTS)
+    assert set(none[: len(FACTS)]) == {0.0}
     assert loss < nothing - 3
-    assert right[-1] == pytest.approx((looks * (salience == 1)).sum(-1).mean().item())
+    assert loss < early == pytest.approx(late.item())
+    assert right[-2:] == pytest.approx([(things.any(-1)).float().mean().item()] * 2)
+    assert looked[-1] == pytest.approx(things.float().mean().item())
+
+
+def _seen(features: torch.Tensor, early: torch.Tensor, late: torch.Tensor) -> Seen:
+    return Seen(features=features, saliency=early, late_saliency=late)
 
 
 @pytest.mark.slow
