@@ -22,7 +22,7 @@ from PIL import Image
 from ptp.anyres import Grid
 from ptp.demo.layout import draw_layout
 from ptp.demo.questions import Question, ask
-from ptp.demo.scenes import Box, Object, Pair, paint
+from ptp.demo.scenes import Box, Layout, Object, Pair, paint
 from ptp.errors import ConfigError, PtpError
 
 SPLITS = {"train": 1, "validation": 2, "test": 3, "heldout": 4}
@@ -65,9 +65,7 @@ def make_scene(split: str, index: int) -> Scene:
     Raises:
         ConfigError: there is no such split or index, or PTP_EVAL_SEED is needed and is missing or no integer.
     """
-    rng = RandomState(MT19937(_seed(split, index)))
-    layout = draw_layout(rng)
-    questions = ask(layout.objects, layout.pairs, layout.counted, rng)
+    rng, layout, questions = _ask(split, index)
     return Scene(
         image=paint(layout, rng),
         objects=layout.objects,
@@ -76,6 +74,18 @@ def make_scene(split: str, index: int) -> Scene:
         pairs=layout.pairs,
         grid=layout.grid,
     )
+
+
+def make_questions(split: str, index: int) -> tuple[Question, ...]:
+    """Return the questions of a scene without drawing it; arguments and errors are those of `make_scene`."""
+    return _ask(split, index)[2]
+
+
+def _ask(split: str, index: int) -> tuple[RandomState, Layout, tuple[Question, ...]]:
+    """Return what is in a scene and what is asked about it, and chance as the background finds it."""
+    rng = RandomState(MT19937(_seed(split, index)))
+    layout = draw_layout(rng)
+    return rng, layout, ask(layout.objects, layout.pairs, layout.counted, rng)
 
 
 def _seed(split: str, index: int) -> SeedSequence:

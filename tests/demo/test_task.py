@@ -16,7 +16,7 @@ from ptp.demo.labels import crop_scale, crop_shift, model_view, token_labels
 from ptp.demo.layout import GRIDS, TILE, draw_layout
 from ptp.demo.materials import BACKGROUNDS, COLOURS, MATERIALS, PICTURES, SHAPES, load_background, load_picture, plural
 from ptp.demo.scenes import Box, Object
-from ptp.demo.task import HELDOUT_SEED, SPLITS, Scene, blind_guess, heldout_seed, main, make_scene
+from ptp.demo.task import HELDOUT_SEED, SPLITS, Scene, blind_guess, heldout_seed, main, make_questions, make_scene
 from ptp.errors import ConfigError
 
 COUNT = 200
@@ -64,6 +64,7 @@ def test_a_scene_depends_on_split_and_index_only(split: str) -> None:
     assert (one.objects, one.questions, one.grid) == (two.objects, two.questions, two.grid)
     assert one.image.tobytes() == two.image.tobytes()
     assert make_scene(split, 8).objects != one.objects
+    assert make_questions(split, 7) == one.questions
 
 
 def test_splits_differ(monkeypatch: pytest.MonkeyPatch) -> None:
