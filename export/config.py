@@ -26,7 +26,7 @@ KeepRange = tuple[Fraction, Fraction]
 DEFAULT_ALPHA = 0.5
 """α of the paper."""
 
-REGION_TEMPERATURE = 0.1
+REGION_TEMPERATURE = 0.5
 """τ of the softmax over crops; our choice, the paper does not state one."""
 
 Opset = Literal[18, 19, 20]

@@ -35,7 +35,7 @@ def test_the_commands_and_the_code_of_use(tmp_path, monkeypatch, capsys):
     assert Path("kept.png").exists()
     assert Path("bundle/report.html").exists()
     exec(block("python", "Use"), {})
-    assert capsys.readouterr().out == " 8"
+    assert capsys.readouterr().out == " 2"
 
 
 def test_the_table_of_short_names_is_the_code():

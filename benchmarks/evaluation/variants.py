@@ -92,6 +92,7 @@ DEFAULT_VARIANTS = (
     "fastervlm",
     "hired",
     "globalcom2",
+    "globalcom2_penultimate",
     "visionzip",
     "dart",
     "fastv",

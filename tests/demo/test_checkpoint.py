@@ -134,4 +134,4 @@ def test_answers_are_right(model: LlavaNextForConditionalGeneration, processor: 
             assert tokens[-1] == model.generation_config.eos_token_id
             verdicts.append(processor.decode(tokens, skip_special_tokens=True).strip() == question.answer)
     assert len(verdicts) > 50
-    assert sum(verdicts) / len(verdicts) > 0.75
+    assert sum(verdicts) / len(verdicts) > 0.8
