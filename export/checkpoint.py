@@ -20,6 +20,7 @@ from ptp.demo import CHECKPOINT as DEMO
 from ptp.errors import CheckpointError
 from ptp.export.adapters import adapter_for
 from ptp.export.adapters.base import Adapter
+from ptp.export.single_turn import single_turn
 
 SHORT_NAMES = {
     "llava-next": "llava-hf/llava-v1.6-mistral-7b-hf",
@@ -107,6 +108,7 @@ class Checkpoint:
             special_tokens={k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)},
             eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
             max_prompt=max_prompt,
+            single_turn=single_turn(self.processor),
         )
 
     def copy_files(self, folder: Path) -> None:

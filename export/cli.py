@@ -104,9 +104,13 @@ def _require_extra() -> None:
 
 
 def _print_plan(console: Console, plan: "Plan", checkpoint: Any) -> None:
+    from ptp.engines.memory import usable_bytes
+    from ptp.engines.targets import TARGETS
     from ptp.export.memory import estimate
 
     sizes = estimate(plan, checkpoint)
+    needed = max(sizes.board_build, sizes.board_run)
+    boards = [name for name, target in TARGETS.items() if (usable_bytes(target) or 0) >= needed]
     tiling, text = plan.tiling, plan.language_model
     grids = ", ".join(f"{rows}x{columns}" for rows, columns in tiling.grids)
     lines = [
@@ -123,6 +127,8 @@ def _print_plan(console: Console, plan: "Plan", checkpoint: Any) -> None:
         f"decoder {human_bytes(sizes.decoder)}",
         f"KV cache at {plan.config.max_prompt} + {plan.schedule.num_kept_range[1]} tokens: {human_bytes(sizes.cache)}",
         f"memory, estimated: export {human_bytes(sizes.export)}, run on the CPU {human_bytes(sizes.run)}",
+        f"on a Jetson, estimated: build {human_bytes(sizes.board_build)}, run {human_bytes(sizes.board_run)}; "
+        f"fits {', '.join(boards) or 'none of them'}",
     ]
     for line in lines:
         console.print(line)

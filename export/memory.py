@@ -5,7 +5,10 @@ from typing import Any
 
 import torch
 
-from ptp.engines import tensorrt_rtx
+from ptp.engines import memory, tensorrt
+from ptp.engines.memory import Block
+from ptp.engines.profiles import NEW_TOKENS
+from ptp.engines.targets import TARGETS
 from ptp.export.checkpoint import DTYPES, Checkpoint
 from ptp.export.decoder import DecoderGraph, EmbedGraph
 from ptp.export.language import drop_late_blocks
@@ -14,10 +17,6 @@ from ptp.export.vision import build_vision_graph
 
 BASE_BYTES = 750 << 20
 """Python with torch, transformers, onnx and ONNX Runtime imported, and a traced graph."""
-
-RTX_BASE_BYTES = 400 << 20
-RTX_WEIGHT_COPIES = 3
-"""What TensorRT-RTX's builder holds in its own process: libraries, and the graph's weights about three times."""
 
 RUNTIME_BASE_BYTES = 120 << 20
 """Python with ONNX Runtime, numpy, Pillow and tokenizers."""
@@ -34,6 +33,8 @@ class Sizes:
         cache: key/value cache for the longest prompt and K visual tokens.
         export: estimated peak of the export.
         run: estimated peak of a run on ONNX Runtime's CPU provider.
+        board_build: estimated peak of building the larger engine on a Jetson.
+        board_run: estimated peak of a run of both engines there.
     """
 
     vision: int
@@ -42,15 +43,18 @@ class Sizes:
     cache: int
     export: int
     run: int
+    board_build: int
+    board_run: int
 
 
 def estimate(plan: Plan, checkpoint: Checkpoint) -> Sizes:
     """Estimate sizes from the configuration alone.
 
-    An export holds all weights once, until embedding and decoder are written. Then the language model's later blocks
-    are dropped, and one after the other come ONNX Runtime with the vision graph and its activations, compared with what
-    is left of the model, and TensorRT-RTX's builder where it is installed. A run holds all weights, the cache and the
-    encoder's activations; ONNX Runtime on the CPU computes float16 graphs with float32 copies of their weights.
+    An export holds all weights once, until embedding and decoder are written and the parity vectors recorded, which
+    takes activations beside them. Then the language model's later blocks are dropped, and one after the other come ONNX
+    Runtime with the vision graph and its activations, compared with what is left of the model, and TensorRT-RTX's
+    builder where it is installed. A run holds all weights, the cache and the encoder's activations; ONNX Runtime on the
+    CPU computes float16 graphs with float32 copies of their weights.
     """
     itemsize = DTYPES[plan.config.precision].itemsize
     with torch.device("meta"):
@@ -65,38 +69,66 @@ def estimate(plan: Plan, checkpoint: Checkpoint) -> Sizes:
     )
     text = plan.language_model
     tokens = plan.config.max_prompt + plan.schedule.num_kept_range[1]
-    cache = 2 * text.num_layers * text.num_kv_heads * text.head_dim * itemsize * tokens
+    cache = memory.cache_bytes(text, plan.config.precision, tokens)
     activations = _vision_activations(plan, checkpoint)
     compute = 2 if plan.config.precision == "fp16" else 1
     loaded = itemsize * _parameters(model)
     drop_late_blocks(model)
     left = itemsize * _parameters(model)
     parity = (1 + compute) * vision + activations
-    build = RTX_BASE_BYTES + RTX_WEIGHT_COPIES * vision if tensorrt_rtx.is_installed() else 0
+    build = memory.builder_bytes(vision) if tensorrt.is_installed("tensorrt-rtx") else 0
+    board_build, board_run = _board_memory(plan, checkpoint, (vision, embed, decoder))
     return Sizes(
         vision=vision,
         embed=embed,
         decoder=decoder,
         cache=cache,
-        export=BASE_BYTES + max(loaded, left + max(parity, build)),
+        export=BASE_BYTES + max(loaded + activations, left + max(parity, build)),
         run=RUNTIME_BASE_BYTES + (1 + (compute - 1) * 2) * (vision + embed + decoder) + cache + activations,
+        board_build=board_build,
+        board_run=board_run,
     )
+
+
+def _board_memory(plan: Plan, checkpoint: Checkpoint, sizes: tuple[int, int, int]) -> tuple[int, int]:
+    """Return the bytes that a Jetson needs to build the larger engine, and to run both; `sizes` are the weights'."""
+    vision, embed, decoder = sizes
+    precision, tokens = plan.config.precision, plan.config.max_prompt + plan.schedule.num_kept_range[1]
+    scores = memory.keeps_scores(precision)
+    board = next(target for target in TARGETS.values() if target.memory_bytes)
+    visual = memory.engine_estimate(
+        board,
+        "visual",
+        weights=vision,
+        activations=_vision_activations(plan, checkpoint, scores=scores),
+        cache=0,
+    )
+    llm = memory.engine_estimate(
+        board,
+        "llm",
+        weights=decoder,
+        activations=memory.COMPUTED_BYTES * _block(checkpoint.config.text_config).values(tokens, scores=scores),
+        cache=2 * memory.cache_bytes(plan.language_model, precision, tokens + NEW_TOKENS),
+    )
+    return max(visual.build_bytes, llm.build_bytes), memory.run_total(embed, (visual, llm))
 
 
 def _parameters(module: Any) -> int:
     return sum(parameter.numel() for parameter in {id(p): p for p in module.parameters()}.values())
 
 
-def _vision_activations(plan: Plan, checkpoint: Checkpoint) -> int:
+def _vision_activations(plan: Plan, checkpoint: Checkpoint, *, scores: bool = True) -> int:
     """Return the bytes that the largest block holds at once in float32: attention of all heads, and the MLP."""
-    vision, text = checkpoint.config.vision_config, checkpoint.config.text_config
-    largest = plan.config.batch * plan.schedule.num_tiles * _block_values(vision, plan.schedule.tokens_per_tile + 1)
-    if plan.config.instruction == "attention":
-        tokens = plan.config.max_prompt + plan.schedule.max_packed_length
-        largest = max(largest, plan.config.batch * _block_values(text, tokens))
-    return 4 * largest
+    config, options = checkpoint.config, plan.config
+    return memory.COMPUTED_BYTES * memory.vision_values(
+        _block(config.vision_config),
+        _block(config.text_config) if options.instruction == "attention" else None,
+        plan.tiling,
+        batch=options.batch,
+        max_prompt=options.max_prompt,
+        scores=scores,
+    )
 
 
-def _block_values(config: Any, tokens: int) -> int:
-    attention = 2 * config.num_attention_heads * tokens**2
-    return int(attention + tokens * (4 * config.hidden_size + 2 * config.intermediate_size))
+def _block(config: Any) -> Block:
+    return Block(width=config.hidden_size, heads=config.num_attention_heads, mlp=config.intermediate_size)

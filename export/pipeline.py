@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,16 @@ from torch import nn
 
 from ptp.bundle.manifest import Graphs, GraphSpec, Manifest, ModelInfo, Parity
 from ptp.bundle.reader import Bundle
+from ptp.bundle.vectors import VECTORS_NAME, write_vectors
 from ptp.bundle.writer import check_destination, file_entries, file_entry, staged, write_manifest
-from ptp.engines import tensorrt_rtx
+from ptp.engines import tensorrt
+from ptp.engines.build_script import write_build_script
+from ptp.engines.profiles import default_max_context, longest_prompt
 from ptp.export.checkpoint import Checkpoint, load_weights, open_checkpoint
 from ptp.export.config import ExportConfig
 from ptp.export.decoder import DecoderGraph, EmbedGraph
 from ptp.export.gates.parity import ImageParity, check_parity
+from ptp.export.gates.vectors import record_vectors
 from ptp.export.language import drop_late_blocks
 from ptp.export.lint import lint
 from ptp.export.passes import ShareWeights, shared_bytes
@@ -28,7 +33,7 @@ from ptp.export.plan import Plan, make_plan
 from ptp.export.specs import GraphIO
 from ptp.export.to_onnx import save, trace
 from ptp.export.vision import build_vision_graph
-from ptp.report.evaluation import Evaluation, read_evaluation
+from ptp.report.evaluation import read_evaluation
 from ptp.report.page import write_report
 
 Progress = Callable[[str, int | None, int | None], None]
@@ -45,7 +50,7 @@ class VisionCheck:
     """What the gates saw: images compared, the engine build where the builder is installed, weights shared."""
 
     images: list[ImageParity]
-    build: tensorrt_rtx.BuildReport | None
+    build: tensorrt.BuildReport | None
     shared_bytes: int
 
 
@@ -78,6 +83,10 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
 
         embed = _write(EmbedGraph(model), plan.embed_io, "embed_tokens", plan, stage, say)
         decoder = _write(DecoderGraph(model), plan.decoder_io, "decoder_model_merged", plan, stage, say)
+        size = plan.tiling.tile_size
+        model.config.image_grid_pinpoints = [[rows * size, columns * size] for rows, columns in plan.tiling.grids]
+        vectors = record_vectors(plan, checkpoint, model, partial(say, "recording parity vectors"))
+        write_vectors(stage / VECTORS_NAME, vectors)
         drop_late_blocks(model)  # they are on disk
         gc.collect()
         vision, check = _export_vision(plan, checkpoint, model, stage / decoder.file, stage, say)
@@ -101,9 +110,15 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
             graphs=Graphs(vision_encoder=vision, embed_tokens=embed, decoder_model_merged=decoder),
             files=file_entries(stage),
             parity=_parity(check),
+            vectors=VECTORS_NAME,
         )
+        if longest_prompt(manifest) < default_max_context(manifest):
+            manifest = _with_file(manifest, write_build_script(stage, manifest))
         if evaluation:
-            manifest = _with_report(Bundle(folder=stage, manifest=manifest), evaluation, say)
+            gc.collect()  # the runtime needs the memory that the model had
+            bundle = Bundle(folder=stage, manifest=manifest)
+            report = write_report(bundle, evaluation, lambda done, total: say("writing the report", done, total))
+            manifest = _with_file(manifest, report)
         write_manifest(stage, manifest)
     return Bundle(folder=config.out, manifest=manifest)
 
@@ -112,8 +127,6 @@ def _export_vision(
     plan: Plan, checkpoint: Checkpoint, model: Any, decoder: Path, stage: Path, say: Progress
 ) -> tuple[GraphSpec, VisionCheck]:
     """Write the vision graph, its language model's weights shared with the decoder; put it through the three gates."""
-    size = plan.tiling.tile_size
-    model.config.image_grid_pinpoints = [[rows * size, columns * size] for rows, columns in plan.tiling.grids]
     graph = build_vision_graph(plan, checkpoint, model)
     spec = _write(graph, plan.vision_io, "vision_encoder", plan, stage, say, static=True, beside=decoder)
     gc.collect()
@@ -122,9 +135,9 @@ def _export_vision(
         path, plan.vision_io, plan, checkpoint, model, lambda done, of: say("comparing with transformers", done, of)
     )
     build = None
-    if tensorrt_rtx.is_installed():
+    if tensorrt.is_installed("tensorrt-rtx"):
         say("building with TensorRT-RTX", None, None)
-        build = tensorrt_rtx.try_build(path, plan.num_kept_profile)
+        build = tensorrt.try_build(path, plan.num_kept_profile)
     return spec, VisionCheck(images=images, build=build, shared_bytes=shared_bytes(path))
 
 
@@ -151,12 +164,10 @@ def _write(
     return GraphSpec(file=file, inputs=io.inputs, outputs=io.outputs)
 
 
-def _with_report(bundle: Bundle, evaluation: Evaluation, say: Progress) -> Manifest:
-    """Write the report of a bundle that has all its other files; return the manifest that lists it, too."""
-    gc.collect()  # the runtime needs the memory that the model had
-    path = write_report(bundle, evaluation, lambda done, total: say("writing the report", done, total))
-    files = bundle.manifest.files | {path.name: file_entry(path)}
-    return bundle.manifest.model_copy(update={"files": dict(sorted(files.items()))})
+def _with_file(manifest: Manifest, path: Path) -> Manifest:
+    """Return a manifest that lists one more file at the top of the bundle."""
+    files = manifest.files | {path.name: file_entry(path)}
+    return manifest.model_copy(update={"files": dict(sorted(files.items()))})
 
 
 def _parity(check: VisionCheck) -> Parity:

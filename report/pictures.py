@@ -11,8 +11,9 @@ from PIL import Image
 from ptp.bundle import Bundle, Manifest
 from ptp.errors import PromptError
 from ptp.report.evaluation import Example
+from ptp.runtime.backends.registry import graph_loader
 from ptp.runtime.picture import draw_levels
-from ptp.runtime.pipeline import Pipeline, graph_loader
+from ptp.runtime.pipeline import Pipeline
 from ptp.runtime.preprocess.images import load_image
 from ptp.runtime.vision import VisualTokens
 

@@ -18,6 +18,7 @@ from ptp.budgets import num_kept_at
 from ptp.bundle import open_bundle, read_manifest
 from ptp.bundle.hashes import Progress
 from ptp.errors import ConfigError, PromptError
+from ptp.runtime.backends.registry import BACKENDS, graph_loader
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,8 +33,14 @@ SHOW_AFTER = 2.0
 """Seconds after which verifying a bundle shows a progress bar."""
 
 Folder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="folder written by ptp export")]
-Provider = Annotated[str, typer.Option(help="ONNX Runtime's provider: cpu, cuda, tensorrt, nvtensorrtrtx")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads (default: ONNX Runtime's choice)")]
+Backend = Annotated[str, typer.Option(help=f"what runs the graphs: {', '.join(BACKENDS)}")]
+Provider = Annotated[
+    str | None,
+    typer.Option(help="of onnxruntime: cpu, cuda, tensorrt, nvtensorrtrtx (default: cpu)", show_default=False),
+]
+Threads = Annotated[int | None, typer.Option(help="CPU threads (default: the backend's choice)")]
+Target = Annotated[str | None, typer.Option(help="of tensorrt-rtx and tensorrt: which engines (default: the GPU's)")]
+Precision = Annotated[str | None, typer.Option(help="of openvino: fp32 or bf16 (default: fp32)", show_default=False)]
 Alpha = Annotated[str | None, typer.Option(help="weight of the question, 0 to 1 or auto (default: the bundle's)")]
 Keep = Annotated[str | None, typer.Option(help="fraction of visual tokens kept, where the bundle has a range")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead")]
@@ -43,8 +50,11 @@ def run(
     bundle: Folder,
     image: Annotated[list[Path], typer.Option(help="image file; may be repeated")],
     prompt: Annotated[list[str], typer.Option(help="question: one for all images, or one for each")],
-    provider: Provider = "cpu",
+    backend: Backend = "onnxruntime",
+    provider: Provider = None,
     threads: Threads = None,
+    target: Target = None,
+    precision: Precision = None,
     alpha: Alpha = None,
     keep: Keep = None,
     max_new_tokens: Annotated[int, typer.Option(help="most tokens generated")] = 128,
@@ -73,8 +83,10 @@ def run(
     check_choice(manifest, alpha, keep)
     for path in image:
         load_image(path)  # and not kept: there may be many
+    load_graph = graph_loader(backend, provider=provider, threads=threads, target=target, precision=precision)
     with hash_progress() as progress:
-        pipeline = Pipeline.load(bundle, provider=provider, threads=threads, progress=progress)
+        opened = open_bundle(bundle, progress=progress)
+    pipeline = Pipeline(opened, load_graph)
     generations = pipeline.stream_batch(
         pairs,
         alpha=None if alpha is None else parse_alpha(alpha),
@@ -133,12 +145,14 @@ def inspect(
     alpha: Alpha = None,
     keep: Keep = None,
     out: Annotated[Path, typer.Option(help="PNG of the tokens that were kept, with --image")] = Path("kept.png"),
-    provider: Provider = "cpu",
+    backend: Backend = "onnxruntime",
+    provider: Provider = None,
     threads: Threads = None,
+    target: Target = None,
+    precision: Precision = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a bundle holds; with an image, which of its tokens are kept."""
-    from ptp.runtime.pipeline import graph_loader
     from ptp.runtime.preprocess.images import load_image
     from ptp.runtime.tables import bundle_tables, visual_json, visual_table
     from ptp.runtime.vision import VisualEncoder
@@ -152,11 +166,12 @@ def inspect(
             raise PromptError("this bundle chooses tokens by the question", do="give one with --prompt")
         check_choice(manifest, alpha, keep)
         loaded = load_image(image)
+        load_graph = graph_loader(backend, provider=provider, threads=threads, target=target, precision=precision)
     with hash_progress() as progress:
         opened = open_bundle(bundle, progress=progress)
     visual = None
     if image is not None:
-        encoder = VisualEncoder(opened, graph_loader("onnxruntime", provider=provider, threads=threads))
+        encoder = VisualEncoder(opened, load_graph)
         weight = None if alpha is None else parse_alpha(alpha)
         visual = encoder.encode([encoder.ask(loaded, prompt)], alpha=weight, keep=keep)[0]
         _write_picture(out, loaded, visual, manifest)

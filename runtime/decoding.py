@@ -1,11 +1,9 @@
 """The language model's decoder with its key/value cache."""
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
-from ptp.bundle.manifest import GraphSpec, LanguageModel
+from ptp.bundle import Bundle
 from ptp.runtime.backends.base import DTYPES, Array, DeviceTensor, LoadGraph
 from ptp.runtime.vision import require_names
 
@@ -14,9 +12,7 @@ class Decoder:
     """The decoder graph of a bundle; several answers may be decoded at once, each with its own `Decoding`.
 
     Args:
-        path: the graph's file.
-        spec: the manifest's description of it.
-        model: sizes of the language model.
+        bundle: a verified bundle.
         load_graph: the backend.
 
     Raises:
@@ -24,7 +20,8 @@ class Decoder:
         BackendError: the graph cannot be loaded.
     """
 
-    def __init__(self, path: Path, spec: GraphSpec, model: LanguageModel, load_graph: LoadGraph) -> None:
+    def __init__(self, bundle: Bundle, load_graph: LoadGraph) -> None:
+        spec, model = bundle.manifest.graphs.decoder_model_merged, bundle.manifest.language_model
         cache = [f"{layer}.{part}" for layer in range(model.num_layers) for part in ("key", "value")]
         self.past_names = {f"present.{name}": f"past_key_values.{name}" for name in cache}
         require_names(
@@ -32,9 +29,15 @@ class Decoder:
             inputs=("inputs_embeds", "attention_mask", "position_ids", *self.past_names.values()),
             outputs=("logits", *self.past_names),
         )
-        self.graph = load_graph(path, spec)
+        self.graph = load_graph(bundle, spec)
         self.dtypes = {tensor.name: DTYPES[tensor.dtype] for tensor in spec.inputs}
         self.model = model
+
+    @property
+    def max_context(self) -> int | None:
+        """Tokens that the cache has room for; None where nothing but memory is a limit."""
+        mask = self.graph.largest.get("attention_mask")  # (1, past + S)
+        return None if mask is None else mask[1]
 
     def begin(self) -> "Decoding":
         """Return a decoding with an empty cache."""

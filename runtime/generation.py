@@ -89,6 +89,28 @@ def check_length(sequence: Sequence, sampling: Sampling, max_positions: int) -> 
         )
 
 
+def check_cache(sequence: Sequence, sampling: Sampling, max_context: int | None) -> None:
+    """Refuse a sequence that would outgrow an engine's cache.
+
+    Args:
+        sequence: the language model's input.
+        sampling: how many tokens may come after it.
+        max_context: tokens that the cache has room for; None where nothing but memory is a limit.
+
+    Raises:
+        PromptError: how many tokens are needed, and how many there is room for.
+    """
+    length = len(sequence.positions)
+    # the last token is generated and never fed
+    if max_context is not None and length + sampling.max_new_tokens - 1 > max_context:
+        raise PromptError(
+            "the prompt, the image and the answer do not fit into the engine's cache",
+            got=f"{length} tokens and {sampling.max_new_tokens} new ones",
+            expected=f"at most {max_context} tokens",
+            do="lower max_new_tokens, or build the engine with a larger --max-context",
+        )
+
+
 class Generation:
     """Iterates over the pieces of text of one answer as they are generated.
 

@@ -1,7 +1,6 @@
 """Answer questions about images with an exported bundle."""
 
 from collections.abc import Iterable, Iterator
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Unpack
@@ -11,15 +10,14 @@ from ptp.budgets import Keep, num_kept_at
 from ptp.bundle import Bundle, open_bundle
 from ptp.bundle.hashes import Progress
 from ptp.bundle.manifest import Alpha
-from ptp.errors import ConfigError, PromptError
+from ptp.errors import PromptError
 from ptp.runtime.backends.base import Array, LoadGraph
+from ptp.runtime.backends.registry import graph_loader
 from ptp.runtime.decoding import Decoder
-from ptp.runtime.generation import Answer, Generation, check_length, splice
+from ptp.runtime.generation import Answer, Generation, check_cache, check_length, splice
 from ptp.runtime.sampling import Sampling, SamplingOptions
 from ptp.runtime.tokenize import Prompt
 from ptp.runtime.vision import ImageSource, VisualEncoder, VisualTokens
-
-BACKENDS = ("onnxruntime",)
 
 
 class Pipeline:
@@ -36,9 +34,8 @@ class Pipeline:
 
     def __init__(self, bundle: Bundle, load_graph: LoadGraph) -> None:
         self.manifest = bundle.manifest
-        spec = self.manifest.graphs.decoder_model_merged
         self._encoder = VisualEncoder(bundle, load_graph)
-        self._decoder = Decoder(bundle.path(spec.file), spec, self.manifest.language_model, load_graph)
+        self._decoder = Decoder(bundle, load_graph)
 
     @classmethod
     def load(
@@ -46,25 +43,30 @@ class Pipeline:
         folder: str | Path,
         *,
         backend: str = "onnxruntime",
-        provider: str = "cpu",
+        provider: str | None = None,
         threads: int | None = None,
+        target: str | None = None,
+        precision: str | None = None,
         progress: Progress | None = None,
     ) -> "Pipeline":
         """Verify a bundle and load its graphs.
 
         Args:
             folder: the bundle's folder.
-            backend: what runs the graphs: `onnxruntime`.
-            provider: its execution provider: `cpu`, `cuda`, `tensorrt` or `nvtensorrtrtx`.
+            backend: what runs the graphs: `onnxruntime`, `openvino`, `tensorrt-rtx` or `tensorrt`; the last two run
+                the engines that `ptp build` made.
+            provider: ONNX Runtime's execution provider: `cpu` (its default), `cuda`, `tensorrt` or `nvtensorrtrtx`.
             threads: CPU threads; the backend's choice if None.
+            target: name of the engines to run; those that fit the GPU if None.
+            precision: what OpenVINO computes with: `fp32` (its default) or `bf16`.
             progress: called with file name, bytes done and bytes in all while files are verified.
 
         Raises:
-            ConfigError: there is no such backend or provider.
+            ConfigError: there is no such backend, or it has no such option.
             BundleError: the folder is no bundle, or one that was altered.
-            BackendError: the provider is not available or a graph cannot be loaded.
+            BackendError: the backend is not installed, has no device, or a graph or engine cannot be loaded.
         """
-        load_graph = graph_loader(backend, provider=provider, threads=threads)
+        load_graph = graph_loader(backend, provider=provider, threads=threads, target=target, precision=precision)
         return cls(open_bundle(folder, progress=progress), load_graph)
 
     def encode(
@@ -172,6 +174,7 @@ class Pipeline:
     def _generation(self, prompt: Prompt, embeds: Array, visual: VisualTokens, sampling: Sampling) -> Generation:
         sequence = splice(prompt, embeds, visual, self.manifest.pruning.positions)
         check_length(sequence, sampling, self.manifest.language_model.max_position_embeddings)
+        check_cache(sequence, sampling, self._decoder.max_context)
         return Generation(self._encoder, self._decoder, sequence, visual, sampling)
 
     def generate(
@@ -185,16 +188,3 @@ class Pipeline:
     ) -> Answer:
         """Return the whole answer; arguments and errors are those of `stream`."""
         return self.stream(image, prompt, alpha=alpha, keep=keep, **options).answer()
-
-
-def graph_loader(backend: str, *, provider: str, threads: int | None) -> LoadGraph:
-    """Return the function that loads graphs on a backend.
-
-    Raises:
-        ConfigError: there is no such backend.
-    """
-    if backend not in BACKENDS:
-        raise ConfigError("no such backend", got=repr(backend), expected=" or ".join(BACKENDS))
-    from ptp.runtime.backends.onnxruntime import OnnxRuntimeGraph
-
-    return partial(OnnxRuntimeGraph, provider=provider, threads=threads)

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ptp.bundle import Bundle
+from ptp.bundle.engine import EngineConfig, read_engines
 from ptp.bundle.manifest import GraphSpec, Manifest, TensorSpec
 from ptp.bundle.summary import budget_line, human_bytes
 from ptp.runtime.vision import VisualTokens
@@ -23,6 +24,8 @@ def bundle_tables(bundle: Bundle) -> Iterator[RenderableType]:
     for graph in manifest.graphs.all:
         yield _graph(graph)
     yield _files(manifest)
+    if engines := read_engines(bundle.folder):
+        yield _engines(engines)
 
 
 def visual_table(visual: VisualTokens, manifest: Manifest) -> RenderableType:
@@ -137,4 +140,24 @@ def _files(manifest: Manifest) -> Table:
     table.add_column("sha256", overflow="fold")
     for name, entry in manifest.files.items():
         table.add_row(Text(name), human_bytes(entry.bytes), entry.sha256)
+    return table
+
+
+def _engines(engines: tuple[EngineConfig, ...]) -> Table:
+    table = _table("Engines, as their fingerprints say")
+    table.add_column("engine")
+    table.add_column("builder")
+    table.add_column("profiles")
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("build memory", justify="right", no_wrap=True)
+    table.add_column("estimated", justify="right", no_wrap=True)
+    for engine in engines:
+        table.add_row(
+            Text(f"{engine.backend} {engine.target} {engine.kind}"),
+            Text(engine.builder),
+            Text(", ".join(profile.name for profile in engine.profiles)),
+            human_bytes(engine.engine.bytes),
+            human_bytes(engine.peak_bytes) if engine.peak_bytes else "not measured",
+            human_bytes(engine.estimated_bytes),
+        )
     return table

@@ -29,14 +29,22 @@ class Query:
     """An image and the question about it.
 
     Attributes:
-        image: a file or an open image.
+        image: a file, an open image, or what the encoder sees of one.
         prompt: the question's tokens; None where there is no question.
         embeds: (prefix + suffix, H), their embeddings.
     """
 
-    image: ImageSource
+    image: ImageSource | Tiles
     prompt: Prompt | None = None
     embeds: Array | None = None
+
+    def tiles(self, tiling: Tiling) -> Tiles:
+        """Return what the encoder sees of the image.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        return self.image if isinstance(self.image, Tiles) else make_tiles(load_image(self.image), tiling)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +97,8 @@ class VisualEncoder:
         require_names(graphs.embed_tokens, inputs=("input_ids",), outputs=("inputs_embeds",))
         self.prompter = Prompter.from_bundle(bundle)
         self._embed_dtype = DTYPES[graphs.embed_tokens.outputs[0].dtype]
-        self._embed = load_graph(bundle.path(graphs.embed_tokens.file), graphs.embed_tokens)
-        self._vision = load_graph(bundle.path(graphs.vision_encoder.file), graphs.vision_encoder)
+        self._embed = load_graph(bundle, graphs.embed_tokens)
+        self._vision = load_graph(bundle, graphs.vision_encoder)
 
     @property
     def takes_question(self) -> bool:
@@ -130,7 +138,7 @@ class VisualEncoder:
         weight, num_kept = alpha_input(alpha, self.manifest.pruning), num_kept_at(keep, self.manifest)
         # a call takes B images: the last one fills the rows that are left
         rows = [*queries, *[queries[-1]] * (self.manifest.batch - len(queries))]
-        tiles = [make_tiles(load_image(query.image), self.manifest.tiling) for query in queries]
+        tiles = [query.tiles(self.manifest.tiling) for query in queries]
         tiles += [tiles[-1]] * (len(rows) - len(queries))
         values: dict[str, Array] = {
             "pixel_values": np.stack([x.pixel_values for x in tiles]),  # (B, T, 3, S, S)

@@ -35,6 +35,7 @@ class FakeGraph:
     compute: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
     calls: list[dict[str, Any]] = field(default_factory=list)
     returned: list[dict[str, FakeTensor]] = field(default_factory=list)
+    largest: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -117,8 +118,9 @@ class FakeBundle:
     def bundle(self) -> Bundle:
         return Bundle(folder=self.folder, manifest=self.manifest)
 
-    def load_graph(self, path: Path, spec: GraphSpec) -> FakeGraph:
-        return self.graphs.setdefault(path.name, FakeGraph(spec, self.compute[path.name]))
+    def load_graph(self, bundle: Bundle, spec: GraphSpec) -> FakeGraph:
+        name = bundle.path(spec.file).name
+        return self.graphs.setdefault(name, FakeGraph(spec, self.compute[name]))
 
     def _embed(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"inputs_embeds": embed(feeds["input_ids"])}
@@ -207,7 +209,8 @@ def _manifest(vocabulary: int) -> dict[str, Any]:
             ),
         },
     }
-    names = ["tokenizer.json", "chat_template.jinja", *(graph["file"] for graph in graphs.values())]
+    vectors = "parity/vectors.safetensors"
+    names = ["tokenizer.json", "chat_template.jinja", vectors, *(graph["file"] for graph in graphs.values())]
     return {
         "tools": {},
         "opset": 20,
@@ -259,4 +262,5 @@ def _manifest(vocabulary: int) -> dict[str, Any]:
             "kept_indices_equal": True,
             "tensorrt_rtx": None,
         },
+        "vectors": vectors,
     }

@@ -23,7 +23,7 @@ from ptp.export.config import ExportConfig
 from ptp.export.pipeline import TOOLS, Progress, export
 from ptp.ptp_graph.schedule import TOPK_LIMIT, Schedule
 from ptp.results import weights_sha256
-from ptp.runtime.pipeline import graph_loader
+from ptp.runtime.backends.registry import graph_loader
 
 USUAL_KEEP = Fraction(1, 4)
 """Where a bundle's preferred K lies; every answer says how much it wants kept."""

@@ -19,7 +19,6 @@ from ptp.errors import ParityError
 from ptp.export.checkpoint import Checkpoint
 from ptp.export.gates.images import Size, gate_image, gate_sizes
 from ptp.export.gates.oracle import Oracle, Question, ask_transformers
-from ptp.export.gates.tolerances import FEATURES, SCORES
 from ptp.export.plan import Plan
 from ptp.export.specs import GraphIO
 from ptp.ptp_graph.reference import (
@@ -31,6 +30,7 @@ from ptp.ptp_graph.reference import (
     packed_sequence,
 )
 from ptp.ptp_graph.schedule import Schedule
+from ptp.tolerances import FEATURES, SCORES, row_difference, value_difference
 
 Array = NDArray[Any]
 ALPHA = 0.375
@@ -39,7 +39,7 @@ ALPHA = 0.375
 
 @dataclass(frozen=True, kw_only=True)
 class ImageParity:
-    """How far the graph is from its oracle on one image at one K, as `tolerances.py` measures it."""
+    """How far the graph is from its oracle on one image at one K, as `src/ptp/tolerances.py` measures it."""
 
     height: int
     width: int
@@ -147,7 +147,7 @@ def _check_image(seen: dict[str, Array], case: Case, plan: Plan, schedule: Sched
     _check_choice(seen, kept, size)
     features, tolerance = seen["image_features"].astype(np.float32), FEATURES[plan.config.precision]
     count = len(kept.positions)
-    difference = _row_difference(features[:count], oracle.features[kept.positions])
+    difference = row_difference(features[:count], oracle.features[kept.positions])
     _require(difference, tolerance, "image_features", size)
     _require(float(np.abs(features[count:]).max(initial=0)), 0.0, "padding after image_features", size)
     return ImageParity(
@@ -171,14 +171,14 @@ def _check_scores(seen: dict[str, Array], oracle: Oracle, plan: Plan, size: tupl
         pairs["relevance"] = (seen["relevance"][:tiles], oracle.similarity)
     if plan.config.instruction == "attention" and oracle.attention is not None:
         pairs["relevance"] = (seen["relevance"].reshape(-1)[sources], oracle.attention[visual])
-    pairs["region_weights"] = (seen["region_weights"], _expected_regions(oracle, plan, size, grid, sources))
-    differences = {name: _difference(*pair) for name, pair in pairs.items()}
+    pairs["region_weights"] = (seen["region_weights"], expected_regions(oracle, plan, size, grid, sources))
+    differences = {name: value_difference(*pair) for name, pair in pairs.items()}
     for name, difference in differences.items():
         _require(difference, SCORES[plan.config.precision], name, size)
     return max(differences.values())
 
 
-def _expected_regions(oracle: Oracle, plan: Plan, size: tuple[int, int], grid: Grid, sources: Array) -> Array:
+def expected_regions(oracle: Oracle, plan: Plan, size: tuple[int, int], grid: Grid, sources: Array) -> Array:
     """Return the region weights (T,) by transformers' values, over the regions that have a token in `sources`."""
     side, config = plan.schedule.side, plan.config
     expected = np.zeros(plan.schedule.num_tiles)
@@ -221,28 +221,18 @@ def _require(difference: float, tolerance: float, name: str, size: tuple[int, in
         )
 
 
-def _difference(found: Array, expected: Array) -> float:
-    """Return max |found − expected| / max |expected|; infinite if anything is not finite."""
-    if found.shape != expected.shape or not np.isfinite(found).all():
-        return float("inf")
-    difference = float(np.abs(found - expected).max(initial=0))
-    return difference / max(float(np.abs(expected).max(initial=0)), 1e-30) if difference else 0.0
+def process(image: Array, checkpoint: Checkpoint, tiling: Tiling, **options: bool) -> Array:
+    """Return the real tiles (tiles, 3, S, S) that transformers' image processor makes of an image (height, width, 3).
 
-
-def _row_difference(found: Array, expected: Array) -> float:
-    """Return the largest |found − expected| / |expected| over rows (Euclidean), so that no row hides behind another."""
-    if found.shape != expected.shape or not np.isfinite(found).all():
-        return float("inf")
-    lengths = np.linalg.norm(expected, axis=-1)
-    lengths = np.maximum(lengths, 1e-3 * lengths.max(initial=1e-30))
-    return float((np.linalg.norm(found - expected, axis=-1) / lengths).max(initial=0))
-
-
-def _tiles(checkpoint: Checkpoint, tiling: Tiling, size: tuple[int, int], seed: int) -> Array:
-    """Return the real tiles (tiles, 3, S, S) that transformers' image processor makes of a test image."""
+    Args:
+        image: its pixels.
+        checkpoint: for its image processor.
+        tiling: for the grids of the export.
+        **options: steps to leave out, such as `do_normalize=False`.
+    """
     pinpoints = [[rows * tiling.tile_size, columns * tiling.tile_size] for rows, columns in tiling.grids]
     processed = checkpoint.processor.image_processor(
-        gate_image(size, seed), image_grid_pinpoints=pinpoints, input_data_format="channels_last", return_tensors="np"
+        image, image_grid_pinpoints=pinpoints, input_data_format="channels_last", return_tensors="np", **options
     )
     tiles: Array = np.asarray(processed["pixel_values"][0], dtype=np.float32)
     return tiles
@@ -263,7 +253,7 @@ def _case(number: int, size: tuple[int, int], plan: Plan, checkpoint: Checkpoint
     return Case(
         size=size,
         grid=choose_grid(*size, plan.tiling.grids, plan.tiling.tile_size),
-        tiles=_tiles(checkpoint, plan.tiling, size, number),
+        tiles=process(gate_image(size, number), checkpoint, plan.tiling),
         alpha=AUTO_INPUT if (number + number // 2) % 2 else ALPHA,  # not always in the same row of a batch
         question=question,
     )
@@ -300,7 +290,7 @@ def _check_as_written(path: Path, io: GraphIO, calls: Sequence[Call]) -> None:
         found = dict(zip(names, session.run(names, feeds), strict=True))
         for name in names:
             if np.issubdtype(found[name].dtype, np.floating):
-                _require(_row_difference(found[name], seen[name]), FEATURES["fp32"], name, size)
+                _require(row_difference(found[name], seen[name]), FEATURES["fp32"], name, size)
             elif not np.array_equal(found[name], seen[name]):
                 raise ParityError(f"{name} changes when the probes are hidden", got=found[name], expected=seen[name])
 

@@ -1,15 +1,17 @@
 """ONNX Runtime: on the CPU, or on a GPU through its CUDA and TensorRT execution providers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
+from ptp.bundle import Bundle
 from ptp.bundle.manifest import Dtype, GraphSpec, TensorSpec
 from ptp.errors import BackendError, ConfigError
-from ptp.runtime.backends.base import Array, DeviceTensor
+from ptp.runtime.backends.base import Array, DeviceTensor, LoadGraph, Shape, refuse_difference
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -18,6 +20,9 @@ PROVIDERS = {
     "nvtensorrtrtx": "NvTensorRTRTXExecutionProvider",
 }
 """What users call an execution provider, and what ONNX Runtime calls it."""
+
+PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+"""CUDA would round float32 products to 11 bits, and other tokens could be kept than on the CPU."""
 
 ELEMENT_TYPES: dict[str, Dtype] = {
     "tensor(float)": "float32",
@@ -40,35 +45,36 @@ class OnnxRuntimeGraph:
         threads: CPU threads of one operator, ONNX Runtime's choice if None.
 
     Raises:
-        ConfigError: there is no such provider, or `threads` is below 1.
+        ConfigError: there is no such provider.
         BackendError: the provider is not available, the file cannot be loaded, or it differs from `spec`.
     """
 
+    largest: Mapping[str, Shape] = MappingProxyType({})
+
     def __init__(self, path: Path, spec: GraphSpec, *, provider: str = "cpu", threads: int | None = None) -> None:
-        name = available_provider(provider)
+        names = _providers(provider, spec)
         options = ort.SessionOptions()
         options.log_severity_level = LOG_ERRORS
         if threads is not None:
-            if threads < 1:
-                raise ConfigError("threads is out of range", got=threads, expected="at least 1")
             options.intra_op_num_threads = threads
         try:
-            session = ort.InferenceSession(path, options, providers=[name])
+            session = ort.InferenceSession(
+                path, options, providers=[(name, PROVIDER_OPTIONS.get(name, {})) for name in names]
+            )
         except Exception as error:  # ONNX Runtime's exceptions share no other base
             raise BackendError(f"ONNX Runtime cannot load {path}", got=error) from error
         session.disable_fallback()
-        if session.get_providers()[0] != name:
+        if session.get_providers()[: len(names)] != names:
             raise BackendError(
-                f"ONNX Runtime could not start {name}",
+                f"ONNX Runtime could not start {' and '.join(names)}",
                 got=", ".join(session.get_providers()),
-                do=f"install the libraries {name} needs or use --provider cpu",
+                do=f"install the libraries that {names[0]} needs or use --provider cpu",
             )
         self._session = session
         self._device = "cpu" if provider == "cpu" else "cuda"
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
-        _refuse_difference(path, "inputs", self.inputs, spec.inputs)
-        _refuse_difference(path, "outputs", self.outputs, spec.outputs)
+        refuse_difference(path, self.inputs, self.outputs, spec)
 
     def run(self, feeds: Mapping[str, Array | DeviceTensor]) -> dict[str, DeviceTensor]:
         """See `Graph.run`."""
@@ -83,6 +89,35 @@ class OnnxRuntimeGraph:
         except Exception as error:  # as above
             raise BackendError("ONNX Runtime failed", got=error) from error
         return {output.name: value for output, value in zip(self.outputs, values, strict=True)}
+
+
+def loader(provider: str, *, threads: int | None) -> LoadGraph:
+    """Return the function that loads graphs in ONNX Runtime.
+
+    Raises:
+        ConfigError: there is no such provider.
+        BackendError: it is not available here.
+    """
+    available_provider(provider)
+
+    def load(bundle: Bundle, spec: GraphSpec) -> OnnxRuntimeGraph:
+        return OnnxRuntimeGraph(bundle.path(spec.file), spec, provider=provider, threads=threads)
+
+    return load
+
+
+def _providers(provider: str, spec: GraphSpec) -> list[str]:
+    """Return what a graph runs on, in order of preference; what none of them has is left to the CPU.
+
+    TensorRT leaves some operators to CUDA. A graph whose shapes change from run to run is all CUDA's: TensorRT would
+    build a new engine for each token.
+    """
+    name = available_provider(provider)
+    if provider != "tensorrt":
+        return [name]
+    cuda = available_provider("cuda")
+    fixed = all(isinstance(size, int) for tensor in spec.inputs for size in tensor.shape)
+    return [name, cuda] if fixed else [cuda]
 
 
 def available_provider(provider: str) -> str:
@@ -115,23 +150,3 @@ def _spec(node: Any) -> TensorSpec:
         raise BackendError(f"tensor {node.name} has a type that no bundle uses", got=node.type)
     shape = tuple(size if isinstance(size, int) else str(size) for size in node.shape)
     return TensorSpec(name=node.name, dtype=ELEMENT_TYPES[node.type], shape=shape)
-
-
-def _refuse_difference(path: Path, what: str, got: Sequence[TensorSpec], expected: Sequence[TensorSpec]) -> None:
-    found, wanted = {x.name: x for x in got}, {x.name: x for x in expected}
-    problems = [f"{name} missing" for name in wanted if name not in found]
-    problems += [f"{name} extra" for name in found if name not in wanted]
-    problems += [
-        f"{name} is {_describe(found[name])} instead of {_describe(spec)}"
-        for name, spec in wanted.items()
-        if name in found and _describe(found[name]) != _describe(spec)
-    ]
-    if problems:
-        raise BackendError(
-            f"the {what} of {path} are not those of the manifest", got=", ".join(problems), do="export the bundle again"
-        )
-
-
-def _describe(spec: TensorSpec) -> str:
-    """Return type and shape, every dimension that is named at run time as '?'."""
-    return f"{spec.dtype} [{', '.join(str(size) if isinstance(size, int) else '?' for size in spec.shape)}]"

@@ -47,12 +47,23 @@ def make_tiles(image: Image.Image, tiling: Tiling) -> Tiles:
     canvas = _padded(image, grid[0] * size, grid[1] * size, resample)
     crops = np.asarray(canvas).reshape(grid[0], size, grid[1], size, 3)  # (R, S, C, S, 3)
     crops = crops.transpose(0, 2, 1, 3, 4).reshape(-1, size, size, 3)  # (R·C, S, S, 3)
+    pixels = np.concatenate([thumbnail, crops]).transpose(0, 3, 1, 2)  # (1 + R·C, 3, S, S)
+    return normalised_tiles(pixels, (image.height, image.width), grid, tiling)
 
-    pixel_values = np.zeros((tiling.max_tiles, 3, size, size), np.float32)
-    pixels = np.concatenate([thumbnail, crops])
+
+def normalised_tiles(pixels: NDArray[np.uint8], image_size: tuple[int, int], grid: Grid, tiling: Tiling) -> Tiles:
+    """Return the encoder's input from 8-bit tiles.
+
+    Args:
+        pixels: (1 + R·C, 3, S, S), thumbnail and crops.
+        image_size: height and width of the image in pixels.
+        grid: rows R and columns C of its crop grid.
+        tiling: number of tiles and normalisation of the model.
+    """
+    pixel_values = np.zeros((tiling.max_tiles, *pixels.shape[1:]), np.float32)
     for channel, values in enumerate(_normalised_levels(tiling)):
-        pixel_values[: len(pixels), channel] = values[pixels[..., channel]]
-    return Tiles(pixel_values=pixel_values, image_size=(image.height, image.width), grid=grid)
+        pixel_values[: len(pixels), channel] = values[pixels[:, channel]]
+    return Tiles(pixel_values=pixel_values, image_size=image_size, grid=grid)
 
 
 def _padded(image: Image.Image, height: int, width: int, resample: Image.Resampling) -> Image.Image:

@@ -15,14 +15,18 @@ from rich.text import Text
 
 import ptp
 from ptp.benchmarks.evaluation.cli import evaluate
+from ptp.engines.cli import build
 from ptp.errors import PtpError
 from ptp.export.cli import export
 from ptp.runtime.cli import inspect, run
+from ptp.runtime.verify_cli import verify
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.command()(export)
+app.command()(build)
 app.command()(run)
 app.command()(inspect)
+app.command()(verify)
 app.command("eval")(evaluate)
 
 

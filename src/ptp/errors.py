@@ -12,7 +12,8 @@
     │   └── IntegrityError a file of it is missing, altered or too large
     ├── ImageError         an image cannot be read
     ├── PromptError        a prompt cannot be used with this bundle
-    └── BackendError       a runtime backend is missing or failed
+    ├── BackendError       a runtime backend is missing or failed
+    └── VerificationError  a backend does not return what was recorded at export
 
 A message is one line: what failed, what was found, what was expected, what to do.
 """
@@ -86,3 +87,7 @@ class PromptError(PtpError):
 
 class BackendError(PtpError):
     """A runtime backend is missing or failed."""
+
+
+class VerificationError(PtpError):
+    """A backend does not return what was recorded at export."""

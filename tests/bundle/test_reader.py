@@ -135,6 +135,7 @@ HOSTILE = {
     "mask": lambda d: d["graphs"]["vision_encoder"]["inputs"][6].update(shape=[1, 3]),
     "tokens smaller than pixels": lambda d: d["tiling"].update(tokens_per_side=113),
     "elements": lambda d: d["graphs"]["vision_encoder"]["inputs"][2].update(shape=[1 << 16, 1 << 16], name="tile_grid"),
+    "unlisted vectors": lambda d: d.update(vectors="config.safetensors"),
     "graph at another place": lambda d: (
         d["files"].update({"e.onnx": d["files"]["onnx/embed_tokens.onnx"]}),
         d["graphs"]["embed_tokens"].update(file="e.onnx"),

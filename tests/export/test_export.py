@@ -15,7 +15,7 @@ from PIL import Image
 from ptp import Pipeline
 from ptp.anyres import PackedLayout, choose_grid
 from ptp.bundle import open_bundle
-from ptp.engines import tensorrt_rtx
+from ptp.engines import tensorrt
 from ptp.errors import BuildError, ConfigError, LintError, ParityError
 from ptp.export import pipeline, to_onnx
 from ptp.export.checkpoint import load_weights, open_checkpoint
@@ -307,8 +307,8 @@ def test_a_gate_that_fails_stops_the_export_and_nothing_is_written(
     def refuse(*arguments, **options):
         raise error("no")
 
-    monkeypatch.setattr(tensorrt_rtx, "is_installed", lambda: gate_name == "try_build")
-    owner = tensorrt_rtx if gate_name == "try_build" else pipeline
+    monkeypatch.setattr(tensorrt, "is_installed", lambda backend: gate_name == "try_build")
+    owner = tensorrt if gate_name == "try_build" else pipeline
     monkeypatch.setattr(owner, gate_name, refuse)
     config = ExportConfig(model=str(tiny_checkpoint("llama")), out=tmp_path / "out", keep=Fraction(1, 2), max_prompt=8)
     if gate_name != "check_parity":
@@ -329,7 +329,7 @@ def test_tensorrt_rtx_refuses_what_it_cannot_build_with_its_own_words(tmp_path):
     )
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]), tmp_path / "topk.onnx")
     with pytest.raises(BuildError, match=r"TensorRT-RTX refused topk.onnx; got .*3840"):
-        tensorrt_rtx.try_build(tmp_path / "topk.onnx")
+        tensorrt.try_build(tmp_path / "topk.onnx")
     (tmp_path / "noise.onnx").write_bytes(b"noise")
     with pytest.raises(BuildError, match=r"noise\.onnx"):
-        tensorrt_rtx.try_build(tmp_path / "noise.onnx")
+        tensorrt.try_build(tmp_path / "noise.onnx")

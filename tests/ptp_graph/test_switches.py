@@ -9,7 +9,7 @@ import torch
 from scored_graph import CLS, Setting, in_torch
 
 from ptp.alpha import AUTO_INPUT
-from ptp.engines import tensorrt_rtx
+from ptp.engines import tensorrt
 from ptp.export.checkpoint import load_weights, open_checkpoint
 from ptp.export.config import ExportConfig
 from ptp.export.gates.parity import check_parity
@@ -118,4 +118,4 @@ def test_every_combination_passes_the_gates(checkpoint, tmp_path, instruction, r
     lint(traced, "vision_encoder", static=True)
     save(traced, tmp_path / "vision.onnx")
     assert check_parity(tmp_path / "vision.onnx", plan.vision_io, plan, opened, model)
-    assert tensorrt_rtx.try_build(tmp_path / "vision.onnx", plan.num_kept_profile).engine_bytes
+    assert tensorrt.try_build(tmp_path / "vision.onnx", plan.num_kept_profile).engine_bytes

@@ -29,6 +29,7 @@ def disagreements(manifest: "Manifest") -> list[str]:
     problems += [
         f"graph file {x.file!r} is not in {GRAPH_FOLDER}" for x in graphs.all if not x.file.startswith(GRAPH_FOLDER)
     ]
+    problems += [] if manifest.vectors in manifest.files else [f"vectors {manifest.vectors!r} is not among the files"]
     cache = (ANY, text.num_kv_heads, ANY, text.head_dim)
     problems += _vision_names(manifest) + _misfits(graphs.vision_encoder, _vision_shapes(manifest))
     embeds: dict[str, Shape] = {"input_ids": (ANY, ANY), "inputs_embeds": (ANY, ANY, text.hidden_size)}

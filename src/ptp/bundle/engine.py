@@ -115,3 +115,14 @@ def read_engine_config(folder: Path) -> EngineConfig:
         raise SchemaError(f"{path} is not an engine's fingerprint", got=problems, do=do) from error
     except (ValueError, RecursionError) as error:
         raise SchemaError(f"{path} is not JSON", got=error, do=do) from error
+
+
+def read_engines(bundle: Path) -> tuple[EngineConfig, ...]:
+    """Read the fingerprints of all engines that a bundle's folder has, by backend, target and kind.
+
+    Raises:
+        IntegrityError: one is too large.
+        SchemaError: one is malformed.
+    """
+    paths = sorted((bundle / ENGINE_FOLDER).glob(f"*/*/*/{CONFIG_NAME}"))
+    return tuple(read_engine_config(path.parent) for path in paths)

@@ -26,9 +26,10 @@ def sha256_of(path: Path, progress: Progress | None = None) -> str:
     return digest.hexdigest()
 
 
-def _cache_file() -> Path | None:
+def cache_folder() -> Path | None:
+    """Return the user's own folder for what only saves work, `$XDG_CACHE_HOME/ptp-export`; None without a home."""
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ptp-export" / "sha256.json"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ptp-export"
     except RuntimeError:
         return None  # no home folder; a shared one will not do, another user could write hashes into it
 
@@ -42,7 +43,8 @@ class HashCache:
     """
 
     def __init__(self, file: Path | None = None) -> None:
-        self._file = file or _cache_file()
+        folder = cache_folder()
+        self._file = file or (folder / "sha256.json" if folder else None)
         self._entries: dict[str, list[object]] = {}
         if not self._file:
             return

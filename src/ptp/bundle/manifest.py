@@ -193,12 +193,21 @@ class Tiling(Model):
         return self
 
 
+class SingleTurn(Model):
+    """The chat template's text for one user message: these three, with the image token and the question between them."""
+
+    before_image: str
+    before_question: str
+    after_question: str
+
+
 class Prompting(Model):
     """What turns a question into token ids, beside `tokenizer.json` and `chat_template.jinja`.
 
     Attributes:
         special_tokens: names that the chat template may use (`bos_token`, …) and their texts.
         max_prompt: most text tokens of a prompt, template included, image token left out.
+        single_turn: for runtimes that do not render templates; None where the text depends on more than the question.
     """
 
     image_token: str = Field(min_length=1)
@@ -206,6 +215,7 @@ class Prompting(Model):
     special_tokens: dict[str, str]
     eos_token_ids: tuple[int, ...]
     max_prompt: Size
+    single_turn: SingleTurn | None = Field(default=None, exclude_if=lambda turn: turn is None)
 
 
 class LanguageModel(Model):
@@ -252,7 +262,13 @@ class Parity(Model):
 
 
 class Manifest(Model):
-    """The whole of `ptp_config.json`."""
+    """The whole of `ptp_config.json`.
+
+    Attributes:
+        files: size and SHA-256 of every file but the manifest, by path.
+        parity: what the export's gates measured.
+        vectors: file of the parity vectors that `ptp verify` runs again.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     tools: dict[Line, Line]
@@ -265,6 +281,7 @@ class Manifest(Model):
     graphs: Graphs
     files: dict[Line, FileEntry]
     parity: Parity
+    vectors: Line
 
     @field_validator("files")
     @classmethod

@@ -10,7 +10,9 @@ from ptp.errors import BundleError, IntegrityError
 
 MAX_MANIFEST_BYTES = 1 << 24
 MAX_SMALL_FILE_BYTES = 1 << 26
-"""Bound on every file that is read whole: all but the graphs and their weights."""
+"""Bound on every file that is read whole: all but the graphs, their weights and the parity vectors."""
+
+MAX_VECTORS_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +76,9 @@ def open_bundle(folder: str | Path, *, hashes: HashCache | None = None, progress
         if not path.resolve().is_relative_to(root):
             raise IntegrityError(f"{path} is a link out of the bundle", do="export the bundle again")
         size = path.stat().st_size
-        if size > MAX_SMALL_FILE_BYTES and not name.startswith(GRAPH_FOLDER):
-            raise IntegrityError(
-                f"{path} is too large", got=f"{size} bytes", expected=f"at most {MAX_SMALL_FILE_BYTES}"
-            )
+        bound = MAX_VECTORS_BYTES if name == manifest.vectors else MAX_SMALL_FILE_BYTES
+        if size > bound and not name.startswith(GRAPH_FOLDER):
+            raise IntegrityError(f"{path} is too large", got=f"{size} bytes", expected=f"at most {bound}")
         if size != entry.bytes:
             raise IntegrityError(
                 f"{path} was altered", got=f"{size} bytes", expected=entry.bytes, do="export the bundle again"

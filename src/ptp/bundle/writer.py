@@ -6,10 +6,18 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from ptp.bundle.hashes import sha256_of
 from ptp.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
 from ptp.errors import ConfigError
+
+
+class Check(Protocol):
+    """Says whether a folder may be written."""
+
+    def __call__(self, folder: Path, *, force: bool) -> None:
+        """Refuse it with an error, or return."""
 
 
 def check_destination(folder: Path, *, force: bool) -> None:
@@ -37,20 +45,25 @@ def check_destination(folder: Path, *, force: bool) -> None:
 
 
 @contextmanager
-def staged(folder: Path, *, force: bool) -> Iterator[Path]:
+def staged(folder: Path, *, force: bool, check: Check = check_destination) -> Iterator[Path]:
     """Yield an empty hidden sibling of `folder`; on success it takes the folder's place, on failure it vanishes.
 
+    Args:
+        folder: where it goes.
+        force: replace what is there.
+        check: whether that may be; asked before and after.
+
     Raises:
-        ConfigError: `folder` may not be written (`check_destination`).
+        ConfigError: `folder` may not be written.
     """
     folder = folder.absolute()
-    check_destination(folder, force=force)
+    check(folder, force=force)
     mark = secrets.token_hex(4)
     stage = folder.parent / f".{folder.name}.{mark}.partial"
     stage.mkdir(parents=True)
     try:
         yield stage
-        check_destination(folder, force=force)
+        check(folder, force=force)
         replaced = folder.parent / f".{folder.name}.{mark}.replaced"
         if folder.exists():
             folder.rename(replaced)

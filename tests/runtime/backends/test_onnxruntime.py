@@ -164,6 +164,28 @@ def test_unknown_and_unavailable_providers_are_refused(tmp_path: Path, monkeypat
         OnnxRuntimeGraph(path, SPEC, provider="cuda")
 
 
+def test_tensorrt_leaves_what_changes_its_shape_to_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_graph(tmp_path / "add.onnx")
+    asked: list[list[tuple[str, dict[str, str]]]] = []
+    real = ort.InferenceSession
+
+    def start(path: Path, options: ort.SessionOptions, providers: list[tuple[str, dict[str, str]]]) -> object:
+        asked.append(providers)
+        return real(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: list(backend.PROVIDERS.values()))
+    monkeypatch.setattr(ort, "InferenceSession", start)
+    fixed = SPEC.model_copy(update={"inputs": (TensorSpec(name="new", dtype="float32", shape=(1, 2, 4)),)})
+    for spec in (SPEC, fixed):
+        with pytest.raises(BackendError, match="could not start"):
+            OnnxRuntimeGraph(path, spec, provider="tensorrt")
+    cuda = ("CUDAExecutionProvider", {"use_tf32": "0"})
+    assert asked == [[cuda], [("TensorrtExecutionProvider", {}), cuda]]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    with pytest.raises(BackendError, match="cuda is not available"):
+        OnnxRuntimeGraph(path, SPEC, provider="tensorrt")
+
+
 def test_a_silent_fallback_to_the_cpu_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_graph(tmp_path / "add.onnx")
     real = ort.InferenceSession
@@ -171,8 +193,3 @@ def test_a_silent_fallback_to_the_cpu_is_an_error(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(ort, "InferenceSession", lambda *args, **_: real(*args, providers=["CPUExecutionProvider"]))
     with pytest.raises(BackendError, match="could not start CUDAExecutionProvider; got CPUExecutionProvider"):
         OnnxRuntimeGraph(path, SPEC, provider="cuda")
-
-
-def test_threads_must_be_positive(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="threads"):
-        OnnxRuntimeGraph(write_graph(tmp_path / "add.onnx"), SPEC, threads=0)

@@ -1,0 +1,157 @@
+"""Which engine of a bundle fits this machine, and whether it still is what its fingerprint says."""
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ptp.bundle import Bundle, HashCache
+from ptp.bundle.engine import (
+    CONFIG_NAME,
+    ENGINE_FOLDER,
+    EngineBackend,
+    EngineConfig,
+    EngineKind,
+    engine_folder,
+    read_engine_config,
+)
+from ptp.bundle.manifest import GraphSpec
+from ptp.cuda import CudaDevice
+from ptp.errors import BackendError, ConfigError, IntegrityError
+
+BUILD_OPTIONS = {
+    "WEIGHT_STREAMING": "--weight-streaming",
+    "VERSION_COMPATIBLE": "--version-compatible",
+    "HARDWARE_COMPATIBILITY": "--hardware-compatible",
+}
+"""Settings in a fingerprint, and the options of `ptp build` that they come from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What engines are run by: a library of some version, on a device."""
+
+    backend: EngineBackend
+    version: str
+    device: CudaDevice
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFile:
+    """An engine that was verified.
+
+    Attributes:
+        path: the engine.
+        config: its fingerprint.
+        rebuild: the command that builds it again.
+    """
+
+    path: Path
+    config: EngineConfig
+    rebuild: str
+
+
+def find_engine(bundle: Bundle, spec: GraphSpec, kind: EngineKind, machine: Machine, target: str | None) -> EngineFile:
+    """Return the engine of a graph that fits a machine.
+
+    Args:
+        bundle: a verified bundle.
+        spec: the graph that the engine was built from.
+        kind: of the engine.
+        machine: what is to run it.
+        target: the engine's target; by default the one whose compute capability is the device's.
+
+    Raises:
+        ConfigError: several targets fit.
+        BackendError: there is no engine for the device, or it was built by another version or from another graph.
+        SchemaError: a fingerprint is malformed.
+        IntegrityError: the engine file is missing or was altered.
+    """
+    target = _choose(bundle, kind, machine, target)
+    folder = engine_folder(bundle.folder, machine.backend, target, kind)
+    config = read_engine_config(folder)
+    path, rebuild = folder / config.file_name, build_command(bundle, machine.backend, config)
+    if problems := _differences(bundle, spec, kind, machine, target, config):
+        what = f"the engine in {folder} does not fit"
+        raise BackendError(what, got=", ".join(problems), do=f"build it again: {rebuild}")
+    _refuse_altered(bundle, path, config, rebuild)
+    return EngineFile(path=path, config=config, rebuild=rebuild)
+
+
+def build_command(bundle: Bundle, backend: EngineBackend, config: EngineConfig | None = None) -> str:
+    """Return the command that builds a bundle's engines: those of a fingerprint again, or new ones for this machine."""
+    command = f"ptp build {shlex.quote(str(bundle.folder))} --backend {backend}"
+    if config is None:
+        return command
+    context = f" --max-context {config.max_context}" if config.max_context else ""
+    chosen = "".join(f" {option}" for flag, option in BUILD_OPTIONS.items() if config.flags.get(flag))
+    return f"{command} --target {shlex.quote(config.target)}{context}{chosen} --force"
+
+
+def _choose(bundle: Bundle, kind: EngineKind, machine: Machine, target: str | None) -> str:
+    """Return the target whose engine is to be used."""
+    backend, device = machine.backend, machine.device
+    command = build_command(bundle, backend)
+    folder = bundle.folder / ENGINE_FOLDER / backend
+    there = sorted(path.parents[1].name for path in folder.glob(f"*/{kind}/{CONFIG_NAME}"))
+    if not there:
+        raise BackendError(f"{bundle.folder} has no {kind} engine for {backend}", do=f"build it: {command}")
+    if target is not None:
+        if target not in there:
+            raise ConfigError(f"there is no {kind} engine for target {target!r}", expected=" or ".join(there))
+        return target
+    built_for = {
+        name: read_engine_config(engine_folder(bundle.folder, backend, name, kind)).compute_capability for name in there
+    }
+    fitting = [name for name, capability in built_for.items() if capability == device.compute_capability]
+    if not fitting:
+        raise BackendError(
+            f"no {kind} engine was built for this GPU",
+            got=", ".join(f"{name} of compute capability {_dotted(x)}" for name, x in built_for.items()),
+            expected=f"{_dotted(device.compute_capability)}, that of {device.name}",
+            do=f"build one: {command}",
+        )
+    if len(fitting) > 1:
+        raise ConfigError("several engines fit this GPU", got=", ".join(fitting), do="choose one with --target")
+    return fitting[0]
+
+
+def _differences(
+    bundle: Bundle, spec: GraphSpec, kind: EngineKind, machine: Machine, target: str, config: EngineConfig
+) -> list[str]:
+    """Return all that a fingerprint should say otherwise."""
+    device, files = machine.device, bundle.manifest.files
+    pairs = (
+        ("kind", config.kind, kind),
+        ("backend", config.backend, machine.backend),
+        ("target", config.target, target),
+        ("graph", config.graph, spec.file),
+        ("compute capability", _dotted(config.compute_capability), _dotted(device.compute_capability)),
+        (f"version of {machine.backend}", config.builder, machine.version),
+        ("precision", config.precision, bundle.manifest.model.precision),
+    )
+    problems = [f"{what} {found} instead of {wanted}" for what, found, wanted in pairs if found != wanted]
+    if spec.file not in config.graph_files:
+        problems.append(f"no hash of {spec.file}")
+    changed = [name for name, entry in config.graph_files.items() if files.get(name) != entry]
+    return problems + [f"built from another {name}" for name in changed]
+
+
+def _refuse_altered(bundle: Bundle, path: Path, config: EngineConfig, rebuild: str) -> None:
+    do = f"build it again: {rebuild}"
+    if not path.is_file():
+        raise IntegrityError(f"{path} is missing", do=do)
+    if not path.resolve().is_relative_to(bundle.folder.resolve()):
+        raise IntegrityError(f"{path} is a link out of the bundle", do=do)
+    size, expected = path.stat().st_size, config.engine
+    if size != expected.bytes:
+        raise IntegrityError(f"{path} was altered", got=f"{size} bytes", expected=expected.bytes, do=do)
+    digest = HashCache().sha256_of(path)
+    if digest != expected.sha256:
+        raise IntegrityError(
+            f"{path} was altered", got=f"SHA-256 {digest[:12]}…", expected=f"{expected.sha256[:12]}…", do=do
+        )
+
+
+def _dotted(version: Iterable[int]) -> str:
+    return ".".join(map(str, version))

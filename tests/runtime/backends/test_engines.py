@@ -1,0 +1,278 @@
+"""Engines on the fake device: which are taken, what is refused, and how memory and CUDA graphs are used."""
+
+import inspect
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fake_engine
+import numpy as np
+import pytest
+import tensorrt_rtx
+from cuda.bindings import runtime as real_cuda
+
+from ptp import Pipeline
+from ptp.bundle import open_bundle
+from ptp.bundle.engine import CONFIG_NAME, engine_folder
+from ptp.errors import BackendError, ConfigError, IntegrityError, PromptError
+from ptp.runtime.backends.registry import graph_loader
+
+RTX = "tensorrt-rtx"
+QUESTION = "What is in the picture?"
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    return fake_engine.install(monkeypatch)
+
+
+@pytest.fixture
+def folder(copied_bundle: Path) -> Path:
+    """A bundle with engines, which a test may spoil."""
+    fake_engine.write_engines(copied_bundle)
+    return copied_bundle
+
+
+def config_of(folder: Path, kind: str = "llm", target: str = "sm86") -> Path:
+    return engine_folder(folder, RTX, target, kind) / CONFIG_NAME  # type: ignore[arg-type]
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (fake_engine.FakeRuntime, tensorrt_rtx.Runtime),
+        (fake_engine.FakeEngine, tensorrt_rtx.ICudaEngine),
+        (fake_engine.FakeContext, tensorrt_rtx.IExecutionContext),
+    ],
+)
+def test_what_the_fake_offers_is_there_in_the_real_bindings(ours: type, theirs: type) -> None:
+    offered = {name for name, _ in inspect.getmembers(ours) if not name.startswith("_")} - fake_engine.OWN
+    assert offered
+    assert offered <= set(dir(theirs))
+
+
+def test_the_fakes_functions_are_there_in_cuda_bindings() -> None:
+    offered = {name for name in dir(fake_engine.FakeCuda) if name.startswith("cuda")}
+    assert len(offered) > 12
+    assert offered <= set(dir(real_cuda))
+    for ours, theirs in (
+        (fake_engine.Error, real_cuda.cudaError_t),
+        (fake_engine.CopyKind, real_cuda.cudaMemcpyKind),
+        (fake_engine.CaptureMode, real_cuda.cudaStreamCaptureMode),
+    ):
+        assert {x.name: int(x) for x in ours}.items() <= {x.name: int(x) for x in theirs}.items()
+
+
+def test_memory_is_allocated_once_and_the_cache_stays_on_the_device(
+    folder: Path, fake: SimpleNamespace, photos: dict[str, Path]
+) -> None:
+    pipeline = Pipeline.load(folder, backend=RTX)
+    pipeline.generate(photos["cat"], QUESTION, max_new_tokens=3)
+    allocated, model = len(fake.cuda.blocks), pipeline.manifest.language_model
+    stream = pipeline.stream(photos["cat"], QUESTION, max_new_tokens=12, temperature=9.0, seed=1)
+    fake.cuda.copied.clear()
+    fake.library.calls.clear()
+    tokens = len(stream.answer().token_ids)
+    assert tokens > 4
+    assert len(fake.cuda.blocks) == allocated
+    assert [profile for _, profile in fake.library.calls] == [0] + [1] * (tokens - 1)
+    assert not [x for x in fake.cuda.copied if x[0] == fake_engine.CopyKind.cudaMemcpyDeviceToDevice]
+    down = [size for kind, size in fake.cuda.copied if kind == fake_engine.CopyKind.cudaMemcpyDeviceToHost]
+    assert down == [4 * model.vocab_size] * tokens
+    up = [size for kind, size in fake.cuda.copied if kind == fake_engine.CopyKind.cudaMemcpyHostToDevice]
+    assert len(up) == 3 * tokens  # embeddings, mask, positions
+    assert max(up[3:]) <= max(4 * model.hidden_size, 8 * pipeline._decoder.max_context)
+
+
+def test_all_memory_is_given_back(folder: Path, fake: SimpleNamespace, photos: dict[str, Path]) -> None:
+    pipeline = Pipeline.load(folder, backend=RTX)
+    for _ in range(2):
+        pipeline.generate(photos["cat"], QUESTION, max_new_tokens=3)
+    assert fake.cuda.blocks
+    del pipeline
+    assert not fake.cuda.blocks
+    assert fake.cuda.streams == 0
+
+
+@pytest.mark.parametrize("capturable", [True, False])
+def test_the_vision_engine_is_a_cuda_graph_where_that_works(
+    capturable: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, photos: dict[str, Path]
+) -> None:
+    fake = fake_engine.install(monkeypatch, capturable=capturable)
+    pipeline, measure = Pipeline.load(folder, backend=RTX), Pipeline.load(folder)
+    for name in ("cat", "rocket", "coffee"):
+        found, expected = (x.encode(photos[name], QUESTION) for x in (pipeline, measure))
+        np.testing.assert_array_equal(found.features, expected.features)
+    assert fake.cuda.calls.count("cudaStreamBeginCapture") == 1
+    assert fake.cuda.calls.count("cudaGraphLaunch") == (2 if capturable else 0)
+    assert fake.cuda.calls.count("cudaGetLastError") == (0 if capturable else 1)
+
+
+def test_a_context_that_the_cache_has_no_room_for_is_refused_at_once(
+    folder: Path, fake: SimpleNamespace, photos: dict[str, Path]
+) -> None:
+    path = folder / "ptp_config.json"
+    manifest = json.loads(path.read_text())
+    manifest["prompting"]["eos_token_ids"] = []  # an answer never ends by itself
+    path.write_text(json.dumps(manifest))
+    pipeline = Pipeline.load(folder, backend=RTX)
+    visual = pipeline.encode(photos["cat"], QUESTION)
+    length = visual.count + len(pipeline._encoder.prompter(QUESTION).ids)
+    room = 300 - length + 1  # the last token is not fed
+    with pytest.raises(PromptError, match=rf"got {length} tokens and {room + 1} new ones; expected at most 300 tokens"):
+        pipeline.stream(photos["cat"], QUESTION, max_new_tokens=room + 1)
+    with pytest.raises(PromptError, match=r"build the engine with a larger --max-context"):
+        pipeline.stream_from(visual, QUESTION, max_new_tokens=room + 9)
+    stream = pipeline.stream_from(visual, QUESTION, max_new_tokens=room)
+    assert len(stream.answer().token_ids) == room
+
+
+def test_shapes_outside_of_all_profiles_are_refused(folder: Path, fake: SimpleNamespace) -> None:
+    bundle = open_bundle(folder)
+    decoder = Pipeline.load(folder, backend=RTX)._decoder
+    model = bundle.manifest.language_model
+    past = np.zeros((1, model.num_kv_heads, 4, model.head_dim), np.float32)
+    values = {
+        "inputs_embeds": np.zeros((1, 2, model.hidden_size), np.float32),
+        "attention_mask": np.ones((1, 6), np.int64),
+        "position_ids": np.arange(4, 6)[None],
+    } | dict.fromkeys(decoder.past_names.values(), past)
+    with pytest.raises(BackendError, match=r"no profile for these shapes; got inputs_embeds \[1, 2, .*ptp build"):
+        decoder.graph.run(values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"builder": "1.6.0.1"}, "version of tensorrt-rtx 1.6.0.1 instead of 1.7.1.116"),
+        ({"compute_capability": [8, 9]}, "compute capability 8.9 instead of 8.6"),
+        ({"target": "sm89"}, "target sm89 instead of sm86"),
+        ({"kind": "visual"}, "kind visual instead of llm"),
+        ({"backend": "tensorrt"}, "backend tensorrt instead of tensorrt-rtx"),
+        ({"precision": "fp16"}, "precision fp16 instead of fp32"),
+        ({"graph_files": {}}, r"no hash of onnx/decoder_model_merged\.onnx"),
+        (
+            {"graph_files": {"onnx/decoder_model_merged.onnx": {"bytes": 1, "sha256": "0" * 64}}},
+            r"built from another onnx/decoder_model_merged\.onnx",
+        ),
+    ],
+)
+def test_a_fingerprint_of_something_else_is_refused(
+    changes: dict[str, Any], problem: str, folder: Path, fake: SimpleNamespace
+) -> None:
+    rewrite(config_of(folder), **changes)
+    with pytest.raises(
+        BackendError, match=rf"the engine in .*sm86/llm does not fit; .*{problem}.*; build it again: ptp build "
+    ) as got:
+        Pipeline.load(folder, backend=RTX, target="sm86")
+    target = changes.get("target", "sm86")
+    assert str(got.value).endswith(f"--backend tensorrt-rtx --target {target} --max-context 300 --force")
+    assert not fake.library.calls
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda path: path.unlink(), "is missing"),
+        (lambda path: path.write_text(path.read_text() + " "), "was altered; got .* bytes"),
+        (lambda path: path.write_text(path.read_text().replace('"onnx"', '"onny"')), "was altered; got SHA-256"),
+        (
+            lambda path: path.symlink_to(shutil.move(path, path.parents[5] / "out.engine")),
+            "is a link out of the bundle",
+        ),
+    ],
+)
+def test_an_engine_that_was_altered_is_refused(
+    spoil: Callable[[Path], Any], problem: str, folder: Path, fake: SimpleNamespace
+) -> None:
+    spoil(config_of(folder).with_name("llm.engine"))
+    with pytest.raises(IntegrityError, match=rf"llm\.engine {problem}.*ptp build .* --target sm86"):
+        Pipeline.load(folder, backend=RTX)
+
+
+def test_the_engine_of_the_devices_compute_capability_is_taken(
+    copied_bundle: Path, fake: SimpleNamespace, photos: dict[str, Path]
+) -> None:
+    with pytest.raises(
+        BackendError, match=r"has no visual engine for tensorrt-rtx; build it: ptp build .*copy --backend"
+    ):
+        Pipeline.load(copied_bundle, backend=RTX)
+    for target, capability in (("sm89", [8, 9]), ("sm120", [12, 0])):
+        fake_engine.write_engines(copied_bundle, target=target)
+        for kind in ("visual", "llm"):
+            rewrite(config_of(copied_bundle, kind, target), compute_capability=capability)
+    there = r"got sm120 of compute capability 12\.0, sm89 of compute capability 8\.9"
+    with pytest.raises(BackendError, match=rf"{there}; expected 8\.6, that of NVIDIA fake"):
+        Pipeline.load(copied_bundle, backend=RTX)
+    with pytest.raises(ConfigError, match="no visual engine for target 'sm86'; expected sm120 or sm89"):
+        Pipeline.load(copied_bundle, backend=RTX, target="sm86")
+    fake_engine.write_engines(copied_bundle)
+    Pipeline.load(copied_bundle, backend=RTX)
+    fake_engine.write_engines(copied_bundle, target="other")
+    with pytest.raises(ConfigError, match="several engines fit this GPU; got other, sm86; choose one with --target"):
+        Pipeline.load(copied_bundle, backend=RTX)
+    Pipeline.load(copied_bundle, backend=RTX, target="other")
+
+
+def replace_engine(folder: Path, **changes: Any) -> None:
+    """Replace the decoder's engine by another, with a fingerprint that knows of it."""
+    path = config_of(folder).with_name("llm.engine")
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes) if changes else "no engine")
+    rewrite(config_of(folder), engine=fake_engine.file_entry(path).model_dump())
+
+
+def test_what_an_engine_says_of_itself_is_compared(folder: Path, fake: SimpleNamespace) -> None:
+    config = json.loads(config_of(folder).read_text())
+    rewrite(config_of(folder), inputs=config["inputs"][1:])
+    with pytest.raises(
+        BackendError, match=r"inputs of .*llm\.engine are not those of its config\.json; got inputs_embeds"
+    ):
+        Pipeline.load(folder, backend=RTX)
+    rewrite(config_of(folder), inputs=config["inputs"], profiles=config["profiles"][:1])
+    with pytest.raises(BackendError, match=r"has other profiles than its config\.json; got 2; expected 1"):
+        Pipeline.load(folder, backend=RTX)
+    profiles = json.loads(json.dumps(config["profiles"]))
+    del profiles[1]["shapes"]["attention_mask"]
+    rewrite(config_of(folder), profiles=profiles)
+    with pytest.raises(BackendError, match=r"profile decode .* got no range of attention_mask"):
+        Pipeline.load(folder, backend=RTX)
+    rewrite(config_of(folder), profiles=config["profiles"])
+    replace_engine(folder, onnx=str((folder / "onnx/embed_tokens.onnx").absolute()))
+    with pytest.raises(
+        BackendError, match=r"inputs of .*llm\.engine are not those of its config\.json; .*input_ids extra"
+    ):
+        Pipeline.load(folder, backend=RTX)
+    replace_engine(folder)
+    with pytest.raises(
+        BackendError, match=r"cannot load .*; got The engine plan file is not compatible; build it again"
+    ):
+        Pipeline.load(folder, backend=RTX)
+
+
+def test_a_device_without_room_says_so_when_the_engine_is_loaded(folder: Path, fake: SimpleNamespace) -> None:
+    fake.cuda.capacity = 100_000
+    with pytest.raises(BackendError, match="cudaMalloc failed; got cudaErrorMemoryAllocation"):
+        Pipeline.load(folder, backend=RTX)
+
+
+def test_the_fake_refuses_misuse(folder: Path, fake: SimpleNamespace) -> None:
+    """Else the tests above could not fail."""
+    graph = graph_loader(RTX)(open_bundle(folder), open_bundle(folder).manifest.graphs.decoder_model_merged)
+    context = graph._engine.create_execution_context(  # type: ignore[attr-defined]
+        tensorrt_rtx.ExecutionContextAllocationStrategy.STATIC
+    )
+    with pytest.raises(AssertionError, match="before a profile"):
+        context.set_input_shape("attention_mask", (1, 4))
+    assert context.set_optimization_profile_async(1, 7)
+    assert context.set_input_shape("attention_mask", (1, 4))
+    assert not context.set_input_shape("attention_mask", (1, 1))
+    assert not context.execute_async_v3(7)
+    with pytest.raises(AssertionError, match="not device memory"):
+        fake.cuda.at(next(iter(fake.cuda.blocks)) - 1, 4)
