@@ -18,7 +18,7 @@ from ptp.budgets import num_kept_at
 from ptp.bundle import open_bundle, read_manifest
 from ptp.bundle.hashes import Progress
 from ptp.errors import ConfigError, PromptError
-from ptp.runtime.backends.registry import BACKENDS, graph_loader
+from ptp.runtime.backends.registry import BACKENDS, DEFAULT, graph_loader
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,11 +36,11 @@ Folder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="folder written b
 Backend = Annotated[str, typer.Option(help=f"what runs the graphs: {', '.join(BACKENDS)}")]
 Provider = Annotated[
     str | None,
-    typer.Option(help="of onnxruntime: cpu, cuda, tensorrt, nvtensorrtrtx (default: cpu)", show_default=False),
+    typer.Option(help="of onnxruntime: cpu, cuda, tensorrt, nvtensorrtrtx (default: cpu)"),
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads (default: the backend's choice)")]
 Target = Annotated[str | None, typer.Option(help="of tensorrt-rtx and tensorrt: which engines (default: the GPU's)")]
-Precision = Annotated[str | None, typer.Option(help="of openvino: fp32 or bf16 (default: fp32)", show_default=False)]
+Precision = Annotated[str | None, typer.Option(help="of openvino: fp32 or bf16 (default: fp32)")]
 Alpha = Annotated[str | None, typer.Option(help="weight of the question, 0 to 1 or auto (default: the bundle's)")]
 Keep = Annotated[str | None, typer.Option(help="fraction of visual tokens kept, where the bundle has a range")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead")]
@@ -50,7 +50,7 @@ def run(
     bundle: Folder,
     image: Annotated[list[Path], typer.Option(help="image file; may be repeated")],
     prompt: Annotated[list[str], typer.Option(help="question: one for all images, or one for each")],
-    backend: Backend = "onnxruntime",
+    backend: Backend = DEFAULT,
     provider: Provider = None,
     threads: Threads = None,
     target: Target = None,
@@ -145,7 +145,7 @@ def inspect(
     alpha: Alpha = None,
     keep: Keep = None,
     out: Annotated[Path, typer.Option(help="PNG of the tokens that were kept, with --image")] = Path("kept.png"),
-    backend: Backend = "onnxruntime",
+    backend: Backend = DEFAULT,
     provider: Provider = None,
     threads: Threads = None,
     target: Target = None,
@@ -158,8 +158,12 @@ def inspect(
     from ptp.runtime.vision import VisualEncoder
 
     manifest = read_manifest(bundle)
-    if image is None and any(option is not None for option in (prompt, alpha, keep)):
-        raise ConfigError("--prompt, --alpha and --keep say how an image is looked at", do="give an image with --image")
+    choices = (prompt, alpha, keep, provider, threads, target, precision)
+    if image is None and (backend != DEFAULT or any(choice is not None for choice in choices)):
+        raise ConfigError(
+            "--prompt, --alpha, --keep, --backend and its options say how an image is looked at",
+            do="give an image with --image",
+        )
     if image is not None:
         check_png(out, "--out")
         if prompt is None and manifest.pruning.instruction != "none":

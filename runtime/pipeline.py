@@ -12,7 +12,7 @@ from ptp.bundle.hashes import Progress
 from ptp.bundle.manifest import Alpha
 from ptp.errors import PromptError
 from ptp.runtime.backends.base import Array, LoadGraph
-from ptp.runtime.backends.registry import graph_loader
+from ptp.runtime.backends.registry import DEFAULT, graph_loader
 from ptp.runtime.decoding import Decoder
 from ptp.runtime.generation import Answer, Generation, check_cache, check_length, splice
 from ptp.runtime.sampling import Sampling, SamplingOptions
@@ -42,7 +42,7 @@ class Pipeline:
         cls,
         folder: str | Path,
         *,
-        backend: str = "onnxruntime",
+        backend: str = DEFAULT,
         provider: str | None = None,
         threads: int | None = None,
         target: str | None = None,

@@ -75,9 +75,11 @@ BACKENDS = {
 }
 """By the name that users give them."""
 
+DEFAULT = "onnxruntime"
+
 
 def graph_loader(
-    backend: str = "onnxruntime",
+    backend: str = DEFAULT,
     *,
     provider: str | None = None,
     threads: int | None = None,

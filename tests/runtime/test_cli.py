@@ -58,6 +58,50 @@ def test_run_passes_every_option_on(
         assert image.format == "PNG"
 
 
+def test_backends_and_their_options_are_passed_on(
+    demo_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ("--backend", "openvino", "--precision", "fp32", "--threads", 1)
+    asked = ("--image", photo, "--prompt", QUESTION)
+    outputs = []
+    for extra in ((), chosen):
+        assert ptp("run", demo_bundle, *asked, "--max-new-tokens", 6, *extra) == 0
+        outputs.append(capsys.readouterr().out)
+        assert ptp("inspect", demo_bundle, *asked, "--out", tmp_path / "kept.png", "--json", *extra) == 0
+        outputs.append(json.loads(capsys.readouterr().out)["visual_tokens"]["positions"])
+    assert outputs[:2] == outputs[2:]
+
+
+@pytest.mark.parametrize("verb", ["run", "inspect"])
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--backend", "openvino", "--provider", "cuda"), "provider is an option of onnxruntime; got backend openvino"),
+        (("--backend", "tensorflow"), "no such backend"),
+        (("--threads", 0), "threads is out of range"),
+        (("--backend", "tensorrt-rtx"), "the backend tensorrt-rtx needs an NVIDIA GPU; got no CUDA device"),
+        (("--backend", "tensorrt", "--target", "orin-nano"), "the backend tensorrt needs an NVIDIA GPU"),
+    ],
+)
+def test_backends_are_refused_before_the_bundle_is_read(
+    verb: str,
+    options: tuple[object, ...],
+    problem: str,
+    copied_bundle: Path,
+    photo: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ptp.runtime.backends.tensorrt.find_device", lambda: None)
+    with (copied_bundle / "tokenizer.json").open("ab") as file:
+        file.write(b" ")  # would be found when the files are verified
+    extra = ("--out", photo.parent / "kept.png") if verb == "inspect" else ()
+    assert ptp(verb, copied_bundle, "--image", photo, "--prompt", QUESTION, *extra, *options) == 1
+    printed = capsys.readouterr()
+    assert (printed.out, len(printed.err.splitlines())) == ("", 1)
+    assert problem in printed.err
+
+
 def test_run_answers_several_questions(
     demo_bundle: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,6 +206,8 @@ def test_inspect_needs_no_decoder(copied_bundle: Path, photo: Path, monkeypatch:
         (("--image", "PHOTO", "--prompt", "a", "--out", "OUT", "--alpha", "2"), "expected 0 to 1"),
         (("--image", "PHOTO", "--prompt", "a", "--out", "OUT", "--provider", "cuda"), "cuda is not available"),
         (("--prompt", "a"), "give an image with --image"),
+        (("--backend", "openvino"), "give an image with --image"),
+        (("--threads", "2"), "give an image with --image"),
     ],
 )
 def test_inspect_refuses(

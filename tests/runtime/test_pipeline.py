@@ -318,6 +318,18 @@ def test_damaged_tokenizers_are_refused(tmp_path: Path) -> None:
         pipeline(bundle)
 
 
+def test_answers_that_a_cache_has_no_room_for_are_refused_at_once(tmp_path: Path) -> None:
+    bundle = fake(tmp_path, "abcdefgh")
+    pipe = pipeline(bundle)
+    bundle.graphs["decoder.onnx"].largest = {"attention_mask": (1, P + 5 + S + 3)}
+    with pytest.raises(
+        PromptError, match=f"got {P + 5 + S} tokens and 5 new ones; expected at most {P + 5 + S + 3} tok"
+    ):
+        pipe.stream(IMAGE, "hi", max_new_tokens=5)
+    assert pipe.generate(IMAGE, "hi", max_new_tokens=4).text == "abcd"
+    assert bundle.graphs["decoder.onnx"].calls[-1]["attention_mask"].shape == (1, P + 5 + S + 3)
+
+
 def test_one_pipeline_serves_threads(tmp_path: Path) -> None:
     pipe = pipeline(fake(tmp_path, "abcdefgh</s>"))
     with ThreadPoolExecutor(4) as pool:
