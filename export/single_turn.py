@@ -7,7 +7,14 @@ from ptp.bundle.manifest import SingleTurn
 SENTINEL = "\uf8f3\uf8f4\uf8f3"
 """Stands for the question while its place is looked for: private-use characters, which no template contains."""
 
-QUESTIONS = ("What is in the picture?", "  spaces around \n", "a\n\nb", "猫はどこ? 😀", "{{ bos_token }}", "USER: x ASSISTANT:")
+QUESTIONS = (
+    "What is in the picture?",
+    "  spaces around \n",
+    "a\n\nb",
+    "猫はどこ? 😀",
+    "{{ bos_token }}",
+    "USER: x ASSISTANT:",
+)
 """Compared with the template's own text: what a template may trim, escape or treat as a word of its own."""
 
 CLOCK = "strftime_now"

@@ -112,5 +112,7 @@ def _cosine(found: Array, recorded: Array) -> float:
     """Return the cosine of all values; 1 for equal ones, of length 0 or not, and 0 for such that are not finite."""
     if np.array_equal(found, recorded):
         return 1.0
+    if not np.isfinite(found).all():
+        return 0.0
     lengths = float(np.linalg.norm(found) * np.linalg.norm(recorded))
-    return float(np.vdot(found, recorded)) / lengths if 0 < lengths < np.inf else 0.0
+    return float(np.vdot(found, recorded)) / lengths if lengths else 0.0

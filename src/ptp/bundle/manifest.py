@@ -194,7 +194,7 @@ class Tiling(Model):
 
 
 class SingleTurn(Model):
-    """The chat template's text for one user message: these three, with the image token and the question between them."""
+    """The chat template's text for one user message: image token and question stand between these three."""
 
     before_image: str
     before_question: str
