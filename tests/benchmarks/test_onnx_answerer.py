@@ -108,7 +108,7 @@ def reference_answer(model, checkpoint, image, question, *, alpha, compact=False
     cls = seen.hidden_states[-2][:, 0]
     weights = np.zeros(schedule.num_tiles, np.float32)
     cosines = torch.nn.functional.cosine_similarity(cls[1:], cls[:1])
-    weights[1 : len(pixels)] = torch.softmax(cosines / 0.1, dim=0)
+    weights[1 : len(pixels)] = torch.softmax(cosines / 0.5, dim=0)
     size = tuple(inputs["image_sizes"][0].tolist())
     grid = get_anyres_image_grid_shape(size, model.config.image_grid_pinpoints, tiling.tile_size)
 

@@ -188,7 +188,7 @@ def test_a_view_is_made_once_while_there_is_room(checkpoint, monkeypatch):
 
 def size(view):
     arrays = [value for value in vars(view).values() if isinstance(value, np.ndarray)]
-    return sum(array.nbytes for array in [*arrays, *view.cls_attention.values()])
+    return sum(array.nbytes for array in [*arrays, *view.cls_attention.values(), *view.cls_logits.values()])
 
 
 def test_a_random_method_draws_again_what_it_drew(answerers, checkpoint):
