@@ -4,10 +4,12 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fake_cuda
 import fake_engine
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ from ptp import Pipeline
 from ptp.bundle import open_bundle
 from ptp.bundle.engine import CONFIG_NAME, engine_folder
 from ptp.errors import BackendError, ConfigError, IntegrityError, PromptError
+from ptp.export.config import ExportConfig
+from ptp.export.pipeline import export
 from ptp.runtime.backends.registry import graph_loader
 
 RTX = "tensorrt-rtx"
@@ -59,13 +63,13 @@ def test_what_the_fake_offers_is_there_in_the_real_bindings(ours: type, theirs: 
 
 
 def test_the_fakes_functions_are_there_in_cuda_bindings() -> None:
-    offered = {name for name in dir(fake_engine.FakeCuda) if name.startswith("cuda")}
+    offered = {name for name in dir(fake_cuda.FakeCuda) if name.startswith("cuda")}
     assert len(offered) > 12
     assert offered <= set(dir(real_cuda))
     for ours, theirs in (
-        (fake_engine.Error, real_cuda.cudaError_t),
-        (fake_engine.CopyKind, real_cuda.cudaMemcpyKind),
-        (fake_engine.CaptureMode, real_cuda.cudaStreamCaptureMode),
+        (fake_cuda.Error, real_cuda.cudaError_t),
+        (fake_cuda.CopyKind, real_cuda.cudaMemcpyKind),
+        (fake_cuda.CaptureMode, real_cuda.cudaStreamCaptureMode),
     ):
         assert {x.name: int(x) for x in ours}.items() <= {x.name: int(x) for x in theirs}.items()
 
@@ -83,10 +87,10 @@ def test_memory_is_allocated_once_and_the_cache_stays_on_the_device(
     assert tokens > 4
     assert len(fake.cuda.blocks) == allocated
     assert [profile for _, profile in fake.library.calls] == [0] + [1] * (tokens - 1)
-    assert not [x for x in fake.cuda.copied if x[0] == fake_engine.CopyKind.cudaMemcpyDeviceToDevice]
-    down = [size for kind, size in fake.cuda.copied if kind == fake_engine.CopyKind.cudaMemcpyDeviceToHost]
+    assert not [x for x in fake.cuda.copied if x[0] == fake_cuda.CopyKind.cudaMemcpyDeviceToDevice]
+    down = [size for kind, size in fake.cuda.copied if kind == fake_cuda.CopyKind.cudaMemcpyDeviceToHost]
     assert down == [4 * model.vocab_size] * tokens
-    up = [size for kind, size in fake.cuda.copied if kind == fake_engine.CopyKind.cudaMemcpyHostToDevice]
+    up = [size for kind, size in fake.cuda.copied if kind == fake_cuda.CopyKind.cudaMemcpyHostToDevice]
     assert len(up) == 3 * tokens  # embeddings, mask, positions
     assert max(up[3:]) <= max(4 * model.hidden_size, 8 * pipeline._decoder.max_context)
 
@@ -113,6 +117,35 @@ def test_the_vision_engine_is_a_cuda_graph_where_that_works(
     assert fake.cuda.calls.count("cudaStreamBeginCapture") == 1
     assert fake.cuda.calls.count("cudaGraphLaunch") == (2 if capturable else 0)
     assert fake.cuda.calls.count("cudaGetLastError") == (0 if capturable else 1)
+
+
+@pytest.fixture
+def ranged_bundle(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A bundle in FP16 whose K is chosen at run time; made before `fake` hides the real builder."""
+    config = ExportConfig(
+        model=str(tiny_checkpoint("llama")),
+        out=tmp_path / "range",
+        keep=Fraction("0.3"),
+        keep_range=(Fraction("0.1"), Fraction(1)),
+        instruction="none",
+        precision="fp16",
+        max_prompt=32,
+    )
+    export(config)
+    return config.out
+
+
+def test_a_k_at_run_time_and_float16(ranged_bundle: Path, fake: SimpleNamespace, photos: dict[str, Path]) -> None:
+    """K is a value that TensorRT reads on the host, and the shapes that follow from it are no CUDA graph's."""
+    fake_engine.write_engines(ranged_bundle)
+    pipeline, measure = Pipeline.load(ranged_bundle, backend=RTX), Pipeline.load(ranged_bundle)
+    for keep in ("0.1", "1", None, "1/3"):
+        found, expected = (x.encode(photos["cat"], QUESTION, keep=keep) for x in (pipeline, measure))
+        assert found.features.dtype == np.float16
+        np.testing.assert_array_equal(found.features, expected.features)
+    assert "cudaStreamBeginCapture" not in fake.cuda.calls
+    found, expected = (x.generate(photos["cat"], QUESTION, keep="1", max_new_tokens=5) for x in (pipeline, measure))
+    assert found == expected
 
 
 def test_a_context_that_the_cache_has_no_room_for_is_refused_at_once(
