@@ -1,0 +1,24 @@
+# TensorRT::TensorRT: NvInfer.h, libnvinfer or libtensorrt_rtx, and the CUDA runtime. TensorRT_ROOT is searched first.
+if(TARGET TensorRT::TensorRT)
+  set(TensorRT_FOUND TRUE)
+  return()
+endif()
+find_path(TensorRT_INCLUDE_DIR NvInfer.h PATH_SUFFIXES include ${CMAKE_LIBRARY_ARCHITECTURE})
+find_library(TensorRT_LIBRARY NAMES nvinfer tensorrt_rtx PATH_SUFFIXES lib lib64)
+find_package(CUDAToolkit QUIET)
+include(FindPackageHandleStandardArgs)
+set(TensorRT_FIND_QUIETLY TRUE)
+find_package_handle_standard_args(TensorRT REQUIRED_VARS TensorRT_LIBRARY TensorRT_INCLUDE_DIR CUDAToolkit_FOUND)
+if(TensorRT_FOUND AND NOT TARGET TensorRT::TensorRT)
+  if(TensorRT_LIBRARY MATCHES "tensorrt_rtx")
+    set(TensorRT_NAMES "tensorrt-rtx")
+  else()
+    set(TensorRT_NAMES "tensorrt")
+  endif()
+  add_library(TensorRT::TensorRT INTERFACE IMPORTED)
+  set_target_properties(TensorRT::TensorRT PROPERTIES
+    INTERFACE_LINK_LIBRARIES "${TensorRT_LIBRARY};CUDA::cudart"
+    INTERFACE_COMPILE_DEFINITIONS "PTP_TENSORRT_NAME=\"${TensorRT_NAMES}\""
+    INTERFACE_SYSTEM_INCLUDE_DIRECTORIES "${TensorRT_INCLUDE_DIR}"
+    INTERFACE_INCLUDE_DIRECTORIES "${TensorRT_INCLUDE_DIR}")
+endif()

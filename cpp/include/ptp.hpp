@@ -1,0 +1,167 @@
+/**
+ * @file ptp.hpp
+ * @brief C++ wrapper of ptp.h: handles that free themselves, errors as exceptions. Header only.
+ */
+#ifndef PTP_HPP
+#define PTP_HPP
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "ptp.h"
+
+namespace ptp {
+
+/** A call that failed; what() is the library's sentence. */
+class Failure : public std::runtime_error {
+public:
+    Failure(ptp_status status, const std::string& text) : std::runtime_error(text), status_(status) {}
+    ptp_status status() const noexcept { return status_; }
+
+private:
+    ptp_status status_;
+};
+
+/** Tiles of one image. */
+class Tiles {
+public:
+    explicit Tiles(ptp_tiles* handle) : handle_(handle, ptp_tiles_free) {}
+    const ptp_tiles* get() const { return handle_.get(); }
+    ptp_tiles_view view() const {
+        ptp_tiles_view view{};
+        view.struct_size = sizeof view;
+        ptp_tiles_get(get(), &view);
+        return view;
+    }
+
+private:
+    std::unique_ptr<ptp_tiles, void (*)(ptp_tiles*)> handle_;
+};
+
+/** Visual tokens of one image. */
+class Visual {
+public:
+    explicit Visual(ptp_visual* handle) : handle_(handle, ptp_visual_free) {}
+    const ptp_visual* get() const { return handle_.get(); }
+    ptp_visual_view view() const {
+        ptp_visual_view view{};
+        view.struct_size = sizeof view;
+        ptp_visual_get(get(), &view);
+        return view;
+    }
+
+private:
+    std::unique_ptr<ptp_visual, void (*)(ptp_visual*)> handle_;
+};
+
+/** Options of a session with their defaults. */
+inline ptp_options default_options() {
+    ptp_options options;
+    ptp_options_init(&options);
+    return options;
+}
+
+/** Options of ptp_encode with their defaults. */
+inline ptp_encode_options default_encode_options() {
+    ptp_encode_options options;
+    ptp_encode_options_init(&options);
+    return options;
+}
+
+/** Options of ptp_generate with their defaults. */
+inline ptp_generate_options default_generate_options() {
+    ptp_generate_options options;
+    ptp_generate_options_init(&options);
+    return options;
+}
+
+/** A loaded bundle. Every function throws Failure. */
+class Session {
+public:
+    /** Called for each token and the text that it completes (token -1: text that was held back); false ends the answer.
+     */
+    using OnToken = std::function<bool(int64_t token, std::string_view text)>;
+
+    explicit Session(const std::string& folder, const ptp_options& options = default_options())
+        : handle_(nullptr, ptp_close) {
+        ptp_session* session = nullptr;
+        char error[1024];
+        const ptp_status status = ptp_open(folder.c_str(), &options, &session, error, sizeof error);
+        if (status != PTP_OK) throw Failure(status, error);
+        handle_.reset(session);
+    }
+
+    ptp_session* get() const { return handle_.get(); }
+
+    ptp_description describe() const {
+        ptp_description description{};
+        description.struct_size = sizeof description;
+        check(ptp_describe(get(), &description));
+        return description;
+    }
+
+    Tiles tiles(const std::string& path) const {
+        ptp_tiles* tiles = nullptr;
+        check(ptp_tiles_from_file(get(), path.c_str(), &tiles));
+        return Tiles(tiles);
+    }
+
+    Tiles tiles(const ptp_image& image) const {
+        ptp_tiles* tiles = nullptr;
+        check(ptp_tiles_from_pixels(get(), &image, &tiles));
+        return Tiles(tiles);
+    }
+
+    /** @param question may be NULL where the bundle does not look at it. */
+    Visual encode(const Tiles& tiles, const char* question,
+                  const ptp_encode_options& options = default_encode_options()) const {
+        ptp_visual* visual = nullptr;
+        check(ptp_encode(get(), tiles.get(), question, &options, &visual));
+        return Visual(visual);
+    }
+
+    /** An exception of `on_token` ends the answer and is passed on. */
+    ptp_answer generate(const Visual& visual, const std::string& question, const OnToken& on_token,
+                        const ptp_generate_options& options = default_generate_options()) const {
+        Call call{on_token, nullptr};
+        ptp_answer answer{};
+        answer.struct_size = sizeof answer;
+        const ptp_status status =
+            ptp_generate(get(), visual.get(), question.c_str(), &options, on_token ? forward : nullptr, &call, &answer);
+        if (call.thrown) std::rethrow_exception(call.thrown);
+        check(status);
+        return answer;
+    }
+
+private:
+    struct Call {
+        const OnToken& on_token;
+        std::exception_ptr thrown;
+    };
+
+    static int forward(void* user, int64_t token, const char* text, size_t size) noexcept {
+        auto* call = static_cast<Call*>(user);
+        try {
+            return call->on_token(token, std::string_view(text, size)) ? 0 : 1;
+        } catch (...) {
+            call->thrown = std::current_exception();
+            return 1;
+        }
+    }
+
+    void check(ptp_status status) const {
+        if (status != PTP_OK) throw Failure(status, ptp_last_error(get()));
+    }
+
+    std::unique_ptr<ptp_session, void (*)(ptp_session*)> handle_;
+};
+
+}  // namespace ptp
+
+#endif

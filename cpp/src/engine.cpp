@@ -1,0 +1,236 @@
+#include "engine.hpp"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "error.hpp"
+#include "hashes.hpp"
+#include "text.hpp"
+
+namespace fs = std::filesystem;
+
+namespace ptp_core {
+namespace {
+
+constexpr const char* CONFIG_NAME = "config.json";
+constexpr uint64_t MAX_CONFIG_BYTES = 1 << 22;
+constexpr size_t MAX_PROFILES = 16;
+constexpr size_t MAX_INPUTS = 4096;
+
+Shape read_shape(Fields& range, const std::string& key) {
+    Shape shape;
+    for (const Json& size : as_list(range.at(key), range.path(key), MAX_INPUTS)) {
+        shape.push_back(as_integer(size, range.path(key), 0, MAX_DIMENSION));
+    }
+    return shape;
+}
+
+Profile read_profile(Fields fields) {
+    Profile profile{fields.line("name"), {}};
+    Fields shapes = fields.object("shapes");
+    for (const auto& [name, value] : fields.at("shapes").items()) {
+        Fields range(value, shapes.path(name));
+        profile.shapes[name] = {read_shape(range, "min"), read_shape(range, "opt"), read_shape(range, "max")};
+        range.done();
+    }
+    fields.done();
+    return profile;
+}
+
+EngineConfig read_config(const Json& data) {
+    Fields fields(data, "");
+    EngineConfig config;
+    if (const Json* version = fields.find("schema_version")) as_integer(*version, "schema_version", 1, 1);
+    config.kind = fields.choice("kind", {"visual", "llm"});
+    config.backend = fields.choice("backend", {"tensorrt", "tensorrt-rtx"});
+    config.target = fields.line("target");
+    const Json& capability = as_list(fields.at("compute_capability"), "compute_capability", 2);
+    if (capability.size() != 2) throw SchemaProblem("compute_capability", "is not major and minor");
+    config.compute_capability = {as_integer(capability[0], "compute_capability", 0, 1000),
+                                 as_integer(capability[1], "compute_capability", 0, 1000)};
+    config.builder = fields.line("builder");
+    config.precision = fields.choice("precision", {"fp32", "fp16"});
+    for (const Json& profile : as_list(fields.at("profiles"), "profiles", MAX_PROFILES)) {
+        config.profiles.push_back(read_profile(Fields(profile, "profiles." + std::to_string(config.profiles.size()))));
+    }
+    if (config.profiles.empty()) throw SchemaProblem("profiles", "is empty");
+    if (!fields.at("max_context").is_null()) config.max_context = fields.integer("max_context", 1, INT64_MAX);
+    config.inputs = read_tensors(fields.at("inputs"), "inputs");
+    config.outputs = read_tensors(fields.at("outputs"), "outputs");
+    config.graph = fields.line("graph");
+    Fields files = fields.object("graph_files");
+    for (const auto& [name, entry] : fields.at("graph_files").items())
+        config.graph_files[name] = read_file_entry(Fields(entry, files.path(name)));
+    config.engine = read_file_entry(fields.object("engine"));
+    for (const char* record : {"flags", "seconds", "peak_bytes", "estimated_bytes"}) fields.skip(record);
+    fields.done();
+    return config;
+}
+
+EngineConfig read_engine_config(const fs::path& folder) {
+    const fs::path path = folder / CONFIG_NAME;
+    constexpr const char* DO = "build the engine again: ptp build BUNDLE --force";
+    const std::string text = read_file(path, MAX_CONFIG_BYTES, PTP_ERROR_BUNDLE);
+    try {
+        return read_config(parse_json(text));
+    } catch (const SchemaProblem& problem) {
+        throw Error(PTP_ERROR_BUNDLE, path.string() + " is not an engine's fingerprint").got(problem.what()).advise(DO);
+    } catch (const Error&) {
+        throw;
+    } catch (const std::exception& error) {
+        throw Error(PTP_ERROR_BUNDLE, path.string() + " is not JSON").got(error.what()).advise(DO);
+    }
+}
+
+std::string dotted(const std::pair<int64_t, int64_t>& version) {
+    return std::to_string(version.first) + "." + std::to_string(version.second);
+}
+
+// Quote a word for a shell where it needs it.
+std::string shell_word(const std::string& word) {
+    constexpr const char* PLAIN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./-_";
+    if (!word.empty() && word.find_first_not_of(PLAIN) == std::string::npos) return word;
+    std::string text = "'";
+    for (const char c : word) text += c == '\'' ? std::string("'\"'\"'") : std::string(1, c);
+    return text + "'";
+}
+
+std::string build_command(const Bundle& bundle, const std::string& backend) {
+    return "ptp build " + shell_word(bundle.folder.string()) + " --backend " + backend;
+}
+
+std::string rebuild_command(const Bundle& bundle, const std::string& backend, const EngineConfig& config) {
+    const std::string context = config.max_context ? " --max-context " + std::to_string(*config.max_context) : "";
+    return build_command(bundle, backend) + " --target " + shell_word(config.target) + context + " --force";
+}
+
+fs::path engine_folder(const Bundle& bundle, const std::string& backend, const std::string& target,
+                       const std::string& kind) {
+    return bundle.folder / "engines" / backend / target / kind;
+}
+
+std::vector<std::string> targets_there(const Bundle& bundle, const std::string& backend, const std::string& kind) {
+    std::vector<std::string> there;
+    std::error_code problem;
+    for (fs::directory_iterator item(bundle.folder / "engines" / backend, problem), end; !problem && item != end;
+         item.increment(problem)) {
+        if (fs::is_regular_file(item->path() / kind / CONFIG_NAME, problem))
+            there.push_back(item->path().filename().string());
+    }
+    std::sort(there.begin(), there.end());
+    return there;
+}
+
+std::string choose_target(const Bundle& bundle, const std::string& kind, const Machine& machine,
+                          const std::string& target) {
+    const std::string command = build_command(bundle, machine.backend);
+    const auto there = targets_there(bundle, machine.backend, kind);
+    if (there.empty()) {
+        throw Error(PTP_ERROR_BACKEND, bundle.folder.string() + " has no " + kind + " engine for " + machine.backend)
+            .advise("build it: " + command);
+    }
+    if (!target.empty()) {
+        if (std::find(there.begin(), there.end(), target) != there.end()) return target;
+        throw Error(PTP_ERROR_CONFIG, "there is no " + kind + " engine for target " + cited(target))
+            .expected(join(there, " or ", there.size()));
+    }
+    std::vector<std::string> fitting, found;
+    for (const std::string& name : there) {
+        const auto capability =
+            read_engine_config(engine_folder(bundle, machine.backend, name, kind)).compute_capability;
+        if (capability == machine.compute_capability) fitting.push_back(name);
+        found.push_back(name + " of compute capability " + dotted(capability));
+    }
+    if (fitting.empty()) {
+        throw Error(PTP_ERROR_BACKEND, "no " + kind + " engine was built for this GPU")
+            .got(join(found, ", ", found.size()))
+            .expected(dotted(machine.compute_capability) + ", that of " + machine.device)
+            .advise("build one: " + command);
+    }
+    if (fitting.size() > 1) {
+        throw Error(PTP_ERROR_CONFIG, "several engines fit this GPU")
+            .got(join(fitting, ", ", fitting.size()))
+            .advise("choose one with target");
+    }
+    return fitting.front();
+}
+
+// The Python module may name its version without the last number.
+bool same_version(const std::string& one, const std::string& other) {
+    return starts_with(one + ".", other + ".") || starts_with(other + ".", one + ".");
+}
+
+// Return all that a fingerprint should say otherwise.
+std::vector<std::string> differences(const Bundle& bundle, const GraphSpec& spec, const std::string& kind,
+                                     const Machine& machine, const std::string& target, const EngineConfig& config) {
+    std::vector<std::string> problems;
+    const auto compare = [&](const std::string& what, const std::string& found, const std::string& wanted, bool same) {
+        if (!same) problems.push_back(what + " " + found + " instead of " + wanted);
+    };
+    const auto require = [&](const std::string& what, const std::string& found, const std::string& wanted) {
+        compare(what, found, wanted, found == wanted);
+    };
+    require("kind", config.kind, kind);
+    require("backend", config.backend, machine.backend);
+    require("target", config.target, target);
+    require("graph", config.graph, spec.file);
+    require("compute capability", dotted(config.compute_capability), dotted(machine.compute_capability));
+    compare("version of " + machine.backend, config.builder, machine.version,
+            same_version(config.builder, machine.version));
+    require("precision", config.precision, bundle.manifest.precision);
+    if (!config.graph_files.count(spec.file)) problems.push_back("no hash of " + spec.file);
+    for (const auto& [name, entry] : config.graph_files) {
+        const auto own = bundle.manifest.files.find(name);
+        const bool same = own != bundle.manifest.files.end() && own->second.bytes == entry.bytes &&
+                          own->second.sha256 == entry.sha256;
+        if (!same) problems.push_back("built from another " + name);
+    }
+    return problems;
+}
+
+void refuse_altered(const Bundle& bundle, const EngineFile& file) {
+    const std::string advice = "build it again: " + file.rebuild, path = file.path.string();
+    std::error_code problem;
+    if (!fs::is_regular_file(file.path, problem)) throw Error(PTP_ERROR_BUNDLE, path + " is missing").advise(advice);
+    const fs::path relative =
+        fs::canonical(file.path, problem).lexically_relative(fs::canonical(bundle.folder, problem));
+    if (problem || relative.empty() || *relative.begin() == "..")
+        throw Error(PTP_ERROR_BUNDLE, path + " is a link out of the bundle").advise(advice);
+    const uint64_t size = fs::file_size(file.path, problem);
+    const FileEntry& expected = file.config.engine;
+    if (problem || size != expected.bytes) {
+        throw Error(PTP_ERROR_BUNDLE, path + " was altered")
+            .got(std::to_string(size) + " bytes")
+            .expected(std::to_string(expected.bytes))
+            .advise(advice);
+    }
+    const std::string digest = HashCache().sha256_of(file.path);
+    if (digest != expected.sha256) {
+        throw Error(PTP_ERROR_BUNDLE, path + " was altered")
+            .got("SHA-256 " + digest.substr(0, 12) + "…")
+            .expected(expected.sha256.substr(0, 12) + "…")
+            .advise(advice);
+    }
+}
+
+}  // namespace
+
+EngineFile find_engine(const Bundle& bundle, GraphKind graph, const Machine& machine, const std::string& wanted) {
+    const std::string kind = graph == GraphKind::vision ? "visual" : "llm";
+    const GraphSpec& spec = spec_of(bundle.manifest, graph);
+    const std::string target = choose_target(bundle, kind, machine, wanted);
+    const fs::path folder = engine_folder(bundle, machine.backend, target, kind);
+    EngineConfig config = read_engine_config(folder);
+    const std::string rebuild = rebuild_command(bundle, machine.backend, config);
+    const std::string name = config.kind + ".engine";
+    EngineFile file{folder / name, std::move(config), rebuild};
+    if (const auto problems = differences(bundle, spec, kind, machine, target, file.config); !problems.empty()) {
+        throw Error(PTP_ERROR_BACKEND, file.path.string() + " does not fit")
+            .got(join(problems, ", ", problems.size()))
+            .advise("build it again: " + rebuild);
+    }
+    refuse_altered(bundle, file);
+    return file;
+}
+
+}  // namespace ptp_core

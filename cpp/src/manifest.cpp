@@ -1,0 +1,296 @@
+#include "manifest.hpp"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "error.hpp"
+#include "text.hpp"
+
+namespace ptp_core {
+namespace {
+
+constexpr int64_t SCHEMA_VERSION = 1;
+constexpr int64_t MAX_FILE_BYTES = int64_t{1} << 40;
+constexpr int64_t MAX_ELEMENTS = 1 << 30;
+constexpr size_t MAX_TENSORS = 4096;
+constexpr size_t MAX_RANK = 8;  // of any tensor that an engine takes
+constexpr size_t MAX_FILES = 1 << 16;
+constexpr int64_t LARGEST = INT64_MAX;
+
+constexpr std::array<const char*, 5> DTYPES = {"float32", "float16", "int64", "int32", "bool"};  // by ptp_dtype
+constexpr std::array<size_t, 5> DTYPE_SIZES = {4, 2, 8, 4, 1};
+
+std::optional<KeepRange> read_keep_range(Fields& pruning) {
+    const Json* found = pruning.find("keep_range");
+    if (!found) return std::nullopt;
+    Fields bounds(*found, pruning.path("keep_range"));
+    KeepRange range{bounds.number("min"), bounds.number("max"), bounds.integer("min_kept", 1, MAX_DIMENSION),
+                    bounds.integer("max_kept", 1, MAX_DIMENSION)};
+    if (!(range.min > 0 && range.min <= 1 && range.max > 0 && range.max <= 1)) {
+        throw SchemaProblem(pruning.path("keep_range"), "is not within 0 to 1");
+    }
+    bounds.done();
+    return range;
+}
+
+double read_alpha(Fields& pruning) {
+    const Json& alpha = pruning.at("alpha");
+    if (alpha == "auto") return PTP_ALPHA_AUTO;
+    const double weight = as_number(alpha, pruning.path("alpha"));
+    if (!(weight >= 0 && weight <= 1)) throw SchemaProblem(pruning.path("alpha"), "is not within 0 to 1");
+    return weight;
+}
+
+Pruning read_pruning(Fields fields) {
+    Pruning pruning;
+    pruning.keep = fields.number("keep");
+    if (!(pruning.keep > 0 && pruning.keep <= 1)) throw SchemaProblem(fields.path("keep"), "is not within 0 to 1");
+    pruning.keep_range = read_keep_range(fields);
+    Fields levels = fields.object("levels");
+    pruning.levels = {levels.integer("thumbnail", 0, MAX_DIMENSION), levels.integer("crops", 0, MAX_DIMENSION),
+                      levels.integer("newline", 0, MAX_DIMENSION)};
+    levels.done();
+    pruning.num_kept = fields.integer("num_kept", 1, MAX_DIMENSION);
+    pruning.instruction = fields.choice("instruction", {"none", "similarity", "attention"});
+    pruning.alpha = read_alpha(fields);
+    fields.integer("saliency_layer", 0, MAX_DIMENSION);
+    fields.choice("region", {"cls_cosine", "thumbnail_attention", "uniform"});
+    if (fields.number("region_temperature") <= 0)
+        throw SchemaProblem(fields.path("region_temperature"), "is not above 0");
+    pruning.thumbnail = fields.choice("thumbnail", {"ratio", "keep_all", "as_region"});
+    pruning.newline = fields.choice("newline", {"keep", "drop"});
+    pruning.compact_positions = fields.choice("positions", {"original", "compact"}) == "compact";
+    fields.done();
+    if (pruning.levels.total() != pruning.num_kept) {
+        throw SchemaProblem("pruning", "levels sum to " + std::to_string(pruning.levels.total()) + ", num_kept is " +
+                                           std::to_string(pruning.num_kept));
+    }
+    if (const auto& range = pruning.keep_range;
+        range && (pruning.num_kept < range->min_kept || pruning.num_kept > range->max_kept)) {
+        throw SchemaProblem("pruning", "num_kept is outside its range");
+    }
+    return pruning;
+}
+
+std::array<double, 3> read_channels(Fields& fields, const std::string& key) {
+    const Json& list = as_list(fields.at(key), fields.path(key), 3);
+    if (list.size() != 3) throw SchemaProblem(fields.path(key), "has not 3 entries");
+    return {as_number(list[0], fields.path(key)), as_number(list[1], fields.path(key)),
+            as_number(list[2], fields.path(key))};
+}
+
+Tiling read_tiling(Fields fields) {
+    Tiling tiling;
+    tiling.tile_size = fields.integer("tile_size", 1, 4096);
+    tiling.tokens_per_side = fields.integer("tokens_per_side", 1, 1024);
+    tiling.max_tiles = fields.integer("max_tiles", 1, MAX_DIMENSION);
+    int64_t largest = 0;
+    const std::string path = fields.path("grids");
+    for (const Json& grid : as_list(fields.at("grids"), path, 1024)) {
+        if (as_list(grid, path, 2).size() != 2) throw SchemaProblem(path, "an entry is not rows and columns");
+        tiling.grids.emplace_back(as_integer(grid[0], path, 1, 1024), as_integer(grid[1], path, 1, 1024));
+        largest = std::max(largest, tiling.grids.back().first * tiling.grids.back().second);
+    }
+    if (tiling.grids.empty()) throw SchemaProblem(path, "is empty");
+    tiling.resample = fields.choice("resample", {"nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"});
+    tiling.rescale_factor = fields.number("rescale_factor");
+    tiling.mean = read_channels(fields, "mean");
+    tiling.std = read_channels(fields, "std");
+    fields.done();
+    for (const double deviation : tiling.std) {
+        if (deviation == 0) throw SchemaProblem("tiling.std", "must not contain 0");
+    }
+    if (tiling.tokens_per_side > tiling.tile_size) throw SchemaProblem("tiling", "there are more tokens than pixels");
+    if (1 + largest != tiling.max_tiles) {
+        throw SchemaProblem("tiling", "max_tiles is " + std::to_string(tiling.max_tiles) + ", the grids need " +
+                                          std::to_string(1 + largest));
+    }
+    return tiling;
+}
+
+Prompting read_prompting(Fields fields) {
+    Prompting prompting;
+    prompting.image_token = fields.text("image_token");
+    if (prompting.image_token.empty()) throw SchemaProblem(fields.path("image_token"), "is empty");
+    prompting.image_token_id = fields.integer("image_token_id", 0, LARGEST);
+    Fields tokens = fields.object("special_tokens");
+    for (const auto& [name, token] : fields.at("special_tokens").items()) {
+        prompting.special_tokens[name] = as_text(token, tokens.path(name));
+    }
+    for (const Json& token : as_list(fields.at("eos_token_ids"), fields.path("eos_token_ids"), MAX_TENSORS)) {
+        prompting.eos_token_ids.push_back(as_integer(token, fields.path("eos_token_ids"), INT64_MIN, LARGEST));
+    }
+    prompting.max_prompt = fields.integer("max_prompt", 1, MAX_DIMENSION);
+    if (const Json* found = fields.find("single_turn")) {
+        Fields turn(*found, fields.path("single_turn"));
+        prompting.single_turn =
+            SingleTurn{turn.text("before_image"), turn.text("before_question"), turn.text("after_question")};
+        turn.done();
+    }
+    fields.done();
+    return prompting;
+}
+
+LanguageModel read_language_model(Fields fields) {
+    LanguageModel model{};
+    model.num_layers = fields.integer("num_layers", 1, 512);
+    model.num_kv_heads = fields.integer("num_kv_heads", 1, MAX_DIMENSION);
+    model.head_dim = fields.integer("head_dim", 1, MAX_DIMENSION);
+    model.hidden_size = fields.integer("hidden_size", 1, MAX_DIMENSION);
+    model.vocab_size = fields.integer("vocab_size", 1, LARGEST);
+    model.max_position_embeddings = fields.integer("max_position_embeddings", 1, LARGEST);
+    fields.done();
+    return model;
+}
+
+GraphSpec read_graph(Fields fields) {
+    GraphSpec graph{fields.line("file"), read_tensors(fields.at("inputs"), fields.path("inputs")),
+                    read_tensors(fields.at("outputs"), fields.path("outputs"))};
+    fields.done();
+    return graph;
+}
+
+bool leaves_the_folder(const std::string& path) {
+    if (path.empty() || path[0] == '/' || path.find_first_of("\\:") != std::string::npos) return true;
+    if (path.find('\0') != std::string::npos) return true;
+    for (size_t start = 0; start <= path.size();) {
+        const size_t end = std::min(path.find('/', start), path.size());
+        if (path.compare(start, end - start, "..") == 0) return true;
+        start = end + 1;
+    }
+    return path.find_first_not_of("./") == std::string::npos;
+}
+
+std::map<std::string, FileEntry> read_files(const Json& object) {
+    Fields fields(object, "files");
+    if (object.size() > MAX_FILES) throw SchemaProblem("files", "has too many entries");
+    std::map<std::string, FileEntry> files;
+    for (const auto& [path, entry] : object.items()) {
+        as_line(Json(path), "files");
+        if (leaves_the_folder(path)) throw SchemaProblem("files", "path " + cited(path) + " leaves the bundle");
+        files[path] = read_file_entry(Fields(entry, fields.path(path)));
+    }
+    return files;
+}
+
+Manifest read_manifest(const Json& data) {
+    Fields fields(data, "");
+    for (const char* record : {"tools", "parity", "vectors"}) fields.skip(record);  // for people, and for `ptp verify`
+    if (const Json* version = fields.find("schema_version"))
+        as_integer(*version, "schema_version", SCHEMA_VERSION, SCHEMA_VERSION);
+    fields.integer("opset", 18, 20);
+    Manifest manifest;
+    Fields model = fields.object("model");
+    manifest.model_id = model.line("id");
+    model.skip("revision");
+    model.line("family");
+    manifest.precision = model.choice("precision", {"fp32", "fp16"});
+    model.done();
+    manifest.pruning = read_pruning(fields.object("pruning"));
+    manifest.tiling = read_tiling(fields.object("tiling"));
+    manifest.prompting = read_prompting(fields.object("prompting"));
+    manifest.language_model = read_language_model(fields.object("language_model"));
+    Fields graphs = fields.object("graphs");
+    manifest.vision_encoder = read_graph(graphs.object("vision_encoder"));
+    manifest.embed_tokens = read_graph(graphs.object("embed_tokens"));
+    manifest.decoder = read_graph(graphs.object("decoder_model_merged"));
+    graphs.done();
+    manifest.files = read_files(fields.at("files"));
+    fields.done();
+    if (const auto problems = disagreements(manifest); !problems.empty()) {
+        throw SchemaProblem("manifest", join(problems, ", ", 4));
+    }
+    return manifest;
+}
+
+}  // namespace
+
+const char* dtype_name(ptp_dtype dtype) { return DTYPES[dtype]; }
+
+size_t dtype_size(ptp_dtype dtype) { return DTYPE_SIZES[dtype]; }
+
+ptp_dtype dtype_named(const std::string& name, const std::string& path) {
+    const auto found = std::find(DTYPES.begin(), DTYPES.end(), name);
+    if (found == DTYPES.end()) throw SchemaProblem(path, cited(name) + " is not an element type of bundles");
+    return static_cast<ptp_dtype>(found - DTYPES.begin());
+}
+
+std::string describe(const Shape& shape) {
+    std::string text = "[";
+    for (size_t i = 0; i < shape.size(); ++i) {
+        if (i) text += ", ";
+        text += shape[i] == ANY ? "?" : std::to_string(shape[i]);
+    }
+    return text + "]";
+}
+
+std::string describe(const TensorSpec& spec) {
+    return std::string(dtype_name(spec.dtype)) + " " + describe(spec.shape);
+}
+
+std::vector<TensorSpec> read_tensors(const Json& list, const std::string& path) {
+    std::vector<TensorSpec> tensors;
+    for (const Json& item : as_list(list, path, MAX_TENSORS)) {
+        Fields fields(item, path + "." + std::to_string(tensors.size()));
+        TensorSpec spec;
+        spec.name = fields.line("name");
+        if (spec.name.empty()) throw SchemaProblem(fields.path("name"), "is empty");
+        spec.dtype = dtype_named(fields.text("dtype"), fields.path("dtype"));
+        int64_t elements = 1;
+        for (const Json& size : as_list(fields.at("shape"), fields.path("shape"), MAX_RANK)) {
+            if (size.is_string()) {
+                as_line(size, fields.path("shape"));
+                spec.shape.push_back(ANY);
+                continue;
+            }
+            spec.shape.push_back(as_integer(size, fields.path("shape"), 1, MAX_DIMENSION));
+            elements *= spec.shape.back();  // below 2^50: checked after each factor
+            if (elements > MAX_ELEMENTS) throw SchemaProblem(fields.path("shape"), "has too many elements");
+        }
+        fields.done();
+        tensors.push_back(std::move(spec));
+    }
+    return tensors;
+}
+
+FileEntry read_file_entry(Fields entry) {
+    FileEntry file{static_cast<uint64_t>(entry.integer("bytes", 0, MAX_FILE_BYTES)), entry.text("sha256")};
+    const bool hexadecimal = file.sha256.find_first_not_of("0123456789abcdef") == std::string::npos;
+    if (file.sha256.size() != 64 || !hexadecimal)
+        throw SchemaProblem(entry.path("sha256"), "is not 64 hexadecimal digits");
+    entry.done();
+    return file;
+}
+
+int64_t Manifest::batch() const {
+    for (const TensorSpec& spec : vision_encoder.inputs) {
+        if (spec.name == "pixel_values" && !spec.shape.empty() && spec.shape[0] != ANY) return spec.shape[0];
+    }
+    return 1;
+}
+
+Manifest Manifest::from_json(std::string_view text) {
+    const std::string name = MANIFEST_NAME;
+    Json data;
+    try {
+        data = parse_json(text);
+    } catch (const std::exception& error) {
+        throw Error(PTP_ERROR_BUNDLE, name + " is not JSON").got(error.what()).advise("export the bundle again");
+    }
+    const Json* version = data.is_object() && data.contains("schema_version") ? &data["schema_version"] : nullptr;
+    if (version && version->is_number_integer() && version->get<int64_t>() > SCHEMA_VERSION) {
+        throw Error(PTP_ERROR_BUNDLE, name + " is of a newer schema")
+            .got("version " + version->dump())
+            .expected("at most " + std::to_string(SCHEMA_VERSION))
+            .advise("install a newer libptp or export the bundle again");
+    }
+    try {
+        return read_manifest(data);
+    } catch (const SchemaProblem& problem) {
+        throw Error(PTP_ERROR_BUNDLE, name + " does not follow schema " + std::to_string(SCHEMA_VERSION))
+            .got(problem.what())
+            .advise("export the bundle again");
+    }
+}
+
+}  // namespace ptp_core

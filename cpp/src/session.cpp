@@ -1,0 +1,42 @@
+#include "session.hpp"
+
+#include "error.hpp"
+#include "text.hpp"
+
+namespace {
+
+std::unique_ptr<ptp_core::Backend> make_backend(const ptp_options& options) {
+    const std::string name = options.backend ? options.backend : "onnxruntime";
+    const bool is_onnxruntime = name == "onnxruntime";
+    if (!is_onnxruntime && name != "tensorrt" && name != "tensorrt-rtx") {
+        throw ptp_core::Error(PTP_ERROR_CONFIG, "no such backend")
+            .got(ptp_core::cited(name))
+            .expected("onnxruntime or tensorrt or tensorrt-rtx");
+    }
+    if (is_onnxruntime && options.target)
+        throw ptp_core::Error(PTP_ERROR_CONFIG, "target chooses an engine, which onnxruntime has none of")
+            .advise("leave it out");
+    auto onnxruntime = ptp_core::onnxruntime_backend(options.onnxruntime ? options.onnxruntime : "", options.threads);
+    if (is_onnxruntime) return onnxruntime;
+    return ptp_core::tensorrt_backend(name, options.target ? options.target : "", std::move(onnxruntime));
+}
+
+}  // namespace
+
+ptp_session::ptp_session(const std::string& folder, const ptp_options& options)
+    : bundle(ptp_core::open_bundle(folder)),
+      backend(make_backend(options)),
+      backend_name(backend->describe()),
+      encoder(bundle, *backend),
+      decoder(options.vision_only ? nullptr : std::make_unique<const ptp_core::Decoder>(bundle, *backend)) {}
+
+void ptp_session::set_error(const std::string& text) {
+    const std::lock_guard lock(mutex_);
+    errors_[std::this_thread::get_id()] = text;
+}
+
+const char* ptp_session::last_error() {
+    const std::lock_guard lock(mutex_);
+    const auto found = errors_.find(std::this_thread::get_id());
+    return found == errors_.end() ? "" : found->second.c_str();
+}
