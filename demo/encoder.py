@@ -1,6 +1,5 @@
 """First half of the demo's training: the image encoder alone, told what each visual token shows."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import CLIPVisionModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from ptp.demo.pool import FACTS, UNREADABLE, Sample
+from ptp.demo.optimise import Optimiser
+from ptp.demo.pool import CLUTTER, FACTS, UNREADABLE, Sample
 from ptp.ptp_graph.saliency import cls_attention
 
 SALIENCY_BLOCK = 2
@@ -22,11 +22,10 @@ LATE_BLOCK = 4
 
 _NOTHING_WEIGHT = 0.15  # of a token that has nothing to tell
 _PRESENCE_WEIGHT = 1.5
-_CLS_WEIGHT = 0.2
+_CLS_WEIGHT = 0.4
 _TILES = 64  # per step
 _PRACTICE_SHARE = 0.25  # of a step's tiles that stay crowded to the end
-_LEARNING_RATE = 1.5e-3
-_WARMUP = 200  # steps
+_RATE, _MATRIX_RATE = 1.5e-3, 8e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +82,13 @@ class Heads(nn.Module):
         self.token = nn.ModuleList(nn.Linear(width, 1 + len(values)) for values in FACTS.values())
         self.tile = nn.ModuleList(nn.Linear(width, len(values)) for values in FACTS.values())
 
-    def losses(self, seen: Seen, facts: Tensor, things: Tensor) -> tuple[Tensor, list[float]]:
-        """Return the loss; how often each fact is right where there is one to tell; how much CLS looks at things.
+    def losses(self, seen: Seen, facts: Tensor, attraction: Tensor) -> tuple[Tensor, list[float]]:
+        """Return the loss; how often each fact is right where there is one to tell; how CLS follows its draw.
 
         Args:
             seen: the result of `see`.
             facts: (tiles, N, len(FACTS)) labels.
-            things: (tiles, N) whether CLS should look there.
+            attraction: (tiles, N) how much each token should draw CLS, 0 to 1.
         """
         loss, right = seen.features.new_zeros(()), []
         for number, values in enumerate(FACTS.values()):
@@ -103,14 +102,14 @@ class Heads(nn.Module):
             loss = loss + _PRESENCE_WEIGHT * presence
             told = label > 0
             right.append((logits.argmax(-1)[told] == label[told]).float().mean().item())
-        count = things.sum(-1)  # (tiles,)
+        drawn = attraction.sum(-1)  # (tiles,)
+        wanted = attraction / drawn.clamp(min=1e-6)[:, None]  # (tiles, N), sums to 1
         for saliency in (seen.saliency, seen.late_saliency):
-            looked = -(things * saliency.clamp(min=1e-6).log()).sum(-1) / count.clamp(min=1)
-            loss = loss + _CLS_WEIGHT * looked[count > 0].mean()
-        return loss, [
-            *right,
-            *((saliency * things).sum(-1).mean().item() for saliency in (seen.saliency, seen.late_saliency)),
-        ]
+            looked = -(wanted * saliency.clamp(min=1e-6).log()).sum(-1)
+            loss = loss + _CLS_WEIGHT * looked[drawn > 0].mean()
+        vivid = attraction >= CLUTTER
+        looks = [(saliency * vivid).sum(-1).mean().item() for saliency in (seen.saliency, seen.late_saliency)]
+        return loss, [*right, *looks]
 
 
 def train_encoder(
@@ -125,24 +124,17 @@ def train_encoder(
         scenes: scenes of the task.
         steps: optimiser steps.
     """
-    weights = [*tower.parameters(), *heads.parameters()]
-    optimiser = torch.optim.AdamW(weights, lr=_LEARNING_RATE, weight_decay=0.05, betas=(0.9, 0.98), fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min((step + 1) / _WARMUP, 0.5 + 0.5 * math.cos(math.pi * step / max(1, steps)))
-    )
+    weights = dict(nn.ModuleList([tower, heads]).named_parameters())
+    optimiser = Optimiser(weights, rate=_RATE, matrix_rate=_MATRIX_RATE, steps=steps)
     decks = [_Deck(practice, first=1), _Deck(scenes, first=0)]
     for step in range(steps):
         crowded = round(_TILES * max(_PRACTICE_SHARE, 1 - 1.4 * step / steps))
         dealt = [deck.deal(count) for deck, count in zip(decks, (crowded, _TILES - crowded), strict=True)]
-        tiles, facts, things = (torch.cat(parts) for parts in zip(*dealt, strict=True))
+        tiles, facts, attraction = (torch.cat(parts) for parts in zip(*dealt, strict=True))
         # another light and another contrast on each tile
         light, contrast = 0.1 * torch.randn(_TILES, 3, 1, 1), 1 + 0.1 * torch.randn(_TILES, 1, 1, 1)
-        loss, right = heads.losses(see(tower, to_tensor(tiles) * contrast + light), facts.long(), things)
-        optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimiser.step()
-        schedule.step()
+        loss, right = heads.losses(see(tower, to_tensor(tiles) * contrast + light), facts.long(), attraction)
+        optimiser.step(loss)
         yield loss.item(), right
 
 
@@ -151,24 +143,24 @@ class _Deck:
 
     def __init__(self, samples: Sequence[Sample], *, first: int) -> None:
         self._tiles = torch.from_numpy(np.concatenate([sample.tiles[first:] for sample in samples]))
-        self._facts, self._things = join_labels(samples, first=first)
+        self._facts, self._attraction = join_labels(samples, first=first)
         self._order = torch.empty(0, dtype=torch.int64)
 
     def deal(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return tiles (count, S, S, 3), their facts (count, N, len(FACTS)) and where things are (count, N)."""
+        """Return tiles (count, S, S, 3), facts (count, N, len(FACTS)) and attraction (count, N)."""
         if len(self._order) < count:
             self._order = torch.randperm(len(self._tiles))
         dealt, self._order = self._order[:count], self._order[count:]
-        return self._tiles[dealt], self._facts[dealt], self._things[dealt]
+        return self._tiles[dealt], self._facts[dealt], self._attraction[dealt]
 
 
 def join_labels(samples: Sequence[Sample], *, first: int = 0) -> tuple[Tensor, Tensor]:
-    """Return the facts (tiles, N, len(FACTS)), int8, of many scenes, and where things are, (tiles, N) bool.
+    """Return the facts (tiles, N, len(FACTS)), int8, of many scenes, and their attraction, (tiles, N).
 
     Args:
         samples: the scenes.
         first: 1 to leave the thumbnails out.
     """
     facts = torch.from_numpy(np.concatenate([sample.facts[first:] for sample in samples]))
-    things = torch.from_numpy(np.concatenate([sample.things[first:] for sample in samples]))
-    return facts.flatten(1, 2), things.flatten(1, 2)
+    attraction = torch.from_numpy(np.concatenate([sample.attraction[first:] for sample in samples]))
+    return facts.flatten(1, 2), attraction.flatten(1, 2)

@@ -7,9 +7,9 @@ from ptp.demo.task import make_scene
 
 SPLIT = "test"
 EXAMPLES: dict[int, tuple[str, ...]] = {
-    0: ("Which digit is on the black square?", "What is next to the cow?"),
-    1: ("Which letter is on the red circle?",),
-    2: ("How many umbrellas are there?",),
+    0: ("Which digit is on the blue hexagon?", "What is next to the butterfly?"),
+    1: ("Which letter is on the blue hexagon?",),
+    2: ("How many crabs are there?",),
     3: ("Which letter is on the yellow diamond?",),
 }
 """Questions by the number of their scene, which the shipped model answers right.

@@ -19,6 +19,7 @@ from ptp.demo.materials import (
     Sprite,
     draw_glyph,
     draw_sign,
+    is_vivid,
     load_picture,
     write_glyph,
 )
@@ -27,7 +28,7 @@ from ptp.demo.scenes import extent, pick
 OBJECT_SIZES = (22.0, 30.0)
 """Smallest and largest longer side of an object's box, in grid pixels: about two tokens of 14 pixels."""
 
-GLYPH_HEIGHTS = (9.0, 10.5)
+GLYPH_HEIGHTS = (9.5, 11.0)
 """Smallest and largest height of a sign's glyph, in grid pixels; in the thumbnail it is at most half of that."""
 
 _CORE_MARGIN = 1.5  # between a glyph and the seam of two tiles
@@ -89,7 +90,7 @@ def _draw_sign_with(rng: RandomState, colour: str, shape: str, glyph: str) -> It
     image = draw_sign(shape, tone, _jittered(rng, (20, 20, 20) if dark else (236, 236, 236)))
     ink: Colour = (16, 16, 16) if dark else (245, 245, 245)
     write_glyph(image, glyph, ink, share=glyph_height / (half * unturned), drop=SHAPES[shape].drop)
-    sprite = Sprite(image=image, outline=SHAPES[shape].corners)
+    sprite = Sprite(image=image, outline=SHAPES[shape].corners, vivid=is_vivid(COLOURS[colour]))
     drop = SHAPES[shape].drop * half
     x, y = -math.sin(angle) * drop, math.cos(angle) * drop
     reach = glyph_height / 2 + _CORE_MARGIN
@@ -151,7 +152,8 @@ def draw_clutter(rng: RandomState, taken: set[tuple[str, str]]) -> Item | None:
         if (colour, shape) in taken:
             return None
         face = draw_sign(shape, COLOURS[colour], COLOURS[colour])
-        sprite, half = Sprite(image=face, outline=SHAPES[shape].corners), float(rng.uniform(3.5, 6.5))
+        sprite = Sprite(image=face, outline=SHAPES[shape].corners, vivid=is_vivid(COLOURS[colour]))
+        half = float(rng.uniform(3.5, 6.5))
     else:
         sprite, half = draw_glyph(pick(rng, DIGITS + LETTERS), COLOURS[colour]), float(rng.uniform(5, 7))
     return Item(

@@ -14,7 +14,7 @@ from numpy.random import RandomState
 from ptp.anyres import Grid, choose_grid, resized_inside
 from ptp.demo.items import Item, draw_clutter, draw_picture, draw_signs
 from ptp.demo.materials import PICTURES
-from ptp.demo.scenes import Box, Layout, Object, Pair, Stamp
+from ptp.demo.scenes import Box, Clutter, Layout, Object, Pair, Stamp
 
 TILE = 112
 """Side in pixels of a tile of the demo model."""
@@ -39,13 +39,13 @@ _AREA_PER_OBJECT = 4400.0  # grid pixels: 12 objects fill a square 2×2 grid, 7 
 _AREA_PER_CLUTTER = 2400.0
 _GAP = 3.0  # between any two objects, grid pixels
 _PAIR_GAP = (2.0, 4.0)  # between the two pictures of a pair
-_PAIR_HALO = 11.0  # around a pair: nothing else is as near
+_PAIR_HALO = 16.0  # around a pair: nothing else is as near
 
 # A small encoder learns to read glyphs in minutes where each lies inside one token, and hardly where tokens cut them.
 _TOKEN = 14  # side in grid pixels
 _PRACTICE = (20, 8, 2)  # signs, paired pictures and single ones in a crowded scene, if they fit
-_PRACTICE_HALO = 6.0  # around pictures there, so that it is clear which belong together
-_OFF_CENTRE = 1.5  # largest distance of a glyph's centre from its token's, in x and in y, grid pixels
+_PRACTICE_HALO = 8.0  # around pictures there, so that it is clear which belong together
+_OFF_CENTRE = 1.0  # largest distance of a glyph's centre from its token's, in x and in y, grid pixels
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -230,12 +230,12 @@ def _moved(box: tuple[float, float, float, float], x: float, y: float) -> tuple[
 def _draw_plan(rng: RandomState, area: float) -> _Plan:
     count = int(np.clip(round(area / _AREA_PER_OBJECT + rng.uniform(-1, 1)), 7, 14))
     signs = round(0.45 * count)
-    # seven or eight objects have no room for a pair and four of a kind
+    # seven or eight objects have no room for a pair and three of a kind
     has_pair, has_counted = (True, True) if count > 8 else ((True, False) if rng.uniform() < 0.5 else (False, True))
     names = [list(PICTURES)[i] for i in rng.permutation(len(PICTURES)).tolist()]
     pictures = names[:2] if has_pair else []
     if has_counted:
-        pictures += [names[2]] * int(rng.randint(1, 5))
+        pictures += [names[2]] * int(rng.randint(1, 4))
     singles = names[3 : 3 + max(0, count - signs - len(pictures))]
     items = [*(draw_picture(rng, name) for name in pictures), *draw_signs(rng, signs)]
     return _Plan(
@@ -301,6 +301,7 @@ def _finish(rng: RandomState, room: _Room, items: list[_Placed], pairs: tuple[Pa
                 shape=one.item.shape,
                 glyph=one.item.glyph,
                 glyph_height=one.item.glyph_height * scale,
+                vivid=one.item.sprite.vivid,
                 glyph_centre=((one.x + (core[0] + core[2]) / 2) * scale, (one.y + (core[1] + core[3]) / 2) * scale),
             )
         )
@@ -312,7 +313,7 @@ def _finish(rng: RandomState, room: _Room, items: list[_Placed], pairs: tuple[Pa
         objects=tuple(objects),
         pairs=pairs,
         counted=counted,
-        clutter=tuple(_box(one, scale) for one in clutter),
+        clutter=tuple(Clutter(box=_box(one, scale), vivid=one.item.sprite.vivid) for one in clutter),
         stamps=tuple(
             Stamp(
                 sprite=one.item.sprite,

@@ -38,6 +38,11 @@ GLYPH = list(FACTS).index("glyph")
 MIDDLE = list(FACTS).index("middle")
 """Which of the facts is that a picture has its middle there."""
 
+CLUTTER, DULL = 0.6, 0.001
+"""How much vivid clutter draws CLS, and any thing that is not vivid; a vivid object: 1.
+
+Attention sums to 1 in a tile, so that what is not vivid is looked at only where nothing else is."""
+
 _PRACTICE = 20_261  # seeds the practice scenes
 _CHUNK = 64  # scenes per piece of work
 
@@ -50,7 +55,7 @@ class Sample:
         tiles: (T, S, S, 3) uint8, the thumbnail first, then the crops in raster order.
         facts: (T, side, side, len(FACTS)) int8 labels of the tokens.
         shown: (T, side, side) int8, 0 or 1 + the object that a token shows.
-        things: (T, side, side) bool, tokens that show an object or clutter: where CLS should look.
+        attraction: (T, side, side) float32, how much each token should draw CLS.
         image_size: height and width in pixels.
         grid: rows and columns of the crops.
         objects: what is on it.
@@ -60,7 +65,7 @@ class Sample:
     tiles: NDArray[np.uint8]
     facts: NDArray[np.int8]
     shown: NDArray[np.int8]
-    things: NDArray[np.bool_]
+    attraction: NDArray[np.float32]
     image_size: tuple[int, int]
     grid: Grid
     objects: tuple[Object, ...]
@@ -120,12 +125,14 @@ def _look(scene: Scene) -> Sample:
     middle[0] = False
     facts[..., (GLYPH, MIDDLE)] *= middle[..., None]
     facts[0, shown[0] > 0, GLYPH] = UNREADABLE
-    around = token_labels(scene.clutter, image_size, scene.grid, tile_size=TILE) > 0
+    around = token_labels([one.box for one in scene.clutter], image_size, scene.grid, tile_size=TILE)
+    objects = np.array([0.0, *(1.0 if one.vivid else DULL for one in scene.objects)], np.float32)
+    clutter = np.array([0.0, *(CLUTTER if one.vivid else DULL for one in scene.clutter)], np.float32)
     return Sample(
         tiles=np.concatenate([np.asarray(thumbnail)[None], crops]),
         facts=facts,
         shown=shown,
-        things=(shown > 0) | around,
+        attraction=np.where(shown > 0, objects[shown], clutter[around]),
         image_size=image_size,
         grid=scene.grid,
         objects=scene.objects,

@@ -55,6 +55,7 @@ class Object:
         box: what it covers.
         glyph_height: height of a sign's glyph in pixels of the image, before it was turned; 0 for a picture.
         glyph_centre: x and y of its middle.
+        vivid: whether its colours draw the eye.
     """
 
     kind: Kind
@@ -65,6 +66,15 @@ class Object:
     glyph: str = ""
     glyph_height: float = 0.0
     glyph_centre: tuple[float, float] = (0.0, 0.0)
+    vivid: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clutter:
+    """Something that nobody asks about: what it covers, and whether its colours draw the eye."""
+
+    box: Box
+    vivid: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +96,7 @@ class Layout:
         grid: rows and columns of tiles that the model cuts it into.
         objects: what questions ask about.
         pairs: pairs of pictures; at most one in a scene that is asked about.
-        counted: name of the picture that occurs one to four times; empty if there is none.
+        counted: name of the picture that occurs one to three times; empty if there is none.
         clutter: what lies around besides, and nobody asks about.
         stamps: how the objects, and the clutter before them, are drawn.
     """
@@ -97,7 +107,7 @@ class Layout:
     objects: tuple[Object, ...]
     pairs: tuple[Pair, ...]
     counted: str
-    clutter: tuple[Box, ...]
+    clutter: tuple[Clutter, ...]
     stamps: tuple["Stamp", ...] = field(repr=False)
 
 

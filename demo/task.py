@@ -22,7 +22,7 @@ from PIL import Image
 from ptp.anyres import Grid
 from ptp.demo.layout import draw_layout
 from ptp.demo.questions import Question, ask
-from ptp.demo.scenes import Box, Layout, Object, Pair, paint
+from ptp.demo.scenes import Clutter, Layout, Object, Pair, paint
 from ptp.errors import ConfigError, PtpError
 
 SPLITS = {"train": 1, "validation": 2, "test": 3, "heldout": 4}
@@ -42,7 +42,7 @@ class Scene:
         image: RGB.
         objects: signs and pictures, with their boxes in pixels of the image.
         questions: questions with their answers.
-        clutter: what lies around besides, in pixels of the image.
+        clutter: what lies around besides.
         pairs: pictures that stand together; at most one pair where questions are asked.
         grid: rows and columns of tiles that the demo model cuts the image into.
     """
@@ -50,7 +50,7 @@ class Scene:
     image: Image.Image
     objects: tuple[Object, ...]
     questions: tuple[Question, ...]
-    clutter: tuple[Box, ...]
+    clutter: tuple[Clutter, ...]
     pairs: tuple[Pair, ...]
     grid: Grid
 

@@ -6,7 +6,6 @@ stopped goes on after the last whole stage.
 """
 
 import argparse
-import math
 import os
 import sys
 import time
@@ -29,18 +28,19 @@ from ptp.demo.encoder import Heads, join_labels, see, to_tensor, train_encoder
 from ptp.demo.examples import write_examples
 from ptp.demo.measure import measure
 from ptp.demo.model import build_model, build_processor
+from ptp.demo.optimise import Optimiser
 from ptp.demo.pool import Sample, draw_many, draw_practice_sample, draw_sample
 from ptp.demo.task import make_questions
 from ptp.errors import ConfigError
 
 SEED = 0
-SCENES, PRACTICE = 10_000, 6_000
+SCENES, PRACTICE = 20_000, 8_000
 TOKENIZER_SCENES = 3_000  # whose questions the tokenizer is made for
-ENCODER_STEPS, DECODER_STEPS, JOINT_STEPS = 4_800, 1_600, 1_100
+ENCODER_STEPS, DECODER_STEPS, JOINT_STEPS = 3_200, 1_800, 900
 IMAGES = 16  # per step of decoder and joint stage
-LEARNING_RATE, JOINT_LEARNING_RATE = 2e-3, 5e-4
-WARMUP = 200  # steps
-EASY_STEPS, EASY_KEEP = 1000, 0.35  # of the decoder's steps show few tokens, for speed: mostly objects
+RATE, MATRIX_RATE = 2e-3, 6e-3  # of the decoder
+JOINT_RATE, JOINT_MATRIX_RATE = 5e-4, 2e-3
+EASY_STEPS, EASY_KEEP = 900, 0.35  # of the decoder's steps show few tokens, for speed: mostly objects
 ATTENTION_WEIGHT, ALIGNMENT_WEIGHT = 0.3, 0.3
 FEATURE_WEIGHT = 0.2  # of the encoder's own lessons in the joint stage
 UNHIDDEN = 0.35  # of the images show all their tokens
@@ -92,9 +92,7 @@ def train(work: Path, share: float) -> tuple[LlavaNextForConditionalGeneration, 
     crowded = round(PRACTICE * share)
     stages = (
         Stage(name="encoder", steps=ENCODER_STEPS, run=partial(_train_encoder, model, heads, scenes, crowded)),
-        # twice the same: the second round starts from a high learning rate again, and gets farther
         Stage(name="decoder", steps=DECODER_STEPS, run=partial(_train_decoder, model, processor, scenes)),
-        Stage(name="decoder again", steps=DECODER_STEPS, run=partial(_train_decoder, model, processor, scenes)),
         # on scenes that neither half has seen: what was learned by heart from the others is worth nothing here
         Stage(name="joint", steps=JOINT_STEPS, run=partial(_train_both, model, heads, processor, count)),
     )
@@ -151,20 +149,10 @@ def _train_encoder(
         yield f"loss {loss:.2f}  right {shares}"
 
 
-def _optimise(
-    weights: list[nn.Parameter], rate: float, steps: int, loss_of: Callable[[], tuple[Tensor, str]]
-) -> Iterator[str]:
-    optimiser = torch.optim.AdamW(weights, lr=rate, weight_decay=0.05, betas=(0.9, 0.98), fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min((step + 1) / WARMUP, 0.5 + 0.5 * math.cos(math.pi * step / steps))
-    )
+def _optimise(optimiser: Optimiser, steps: int, loss_of: Callable[[], tuple[Tensor, str]]) -> Iterator[str]:
     for _ in range(steps):
         loss, line = loss_of()
-        optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimiser.step()
-        schedule.step()
+        optimiser.step(loss)
         yield line
 
 
@@ -210,8 +198,9 @@ def _train_decoder(
         outcome = run_batch(model, batch, [features[i].float() for i in hand], visible)
         return _total(outcome), outcome.summary
 
-    weights = [weight for name, weight in model.named_parameters() if "vision_tower" not in name]
-    yield from _optimise(weights, LEARNING_RATE, steps, loss_of)
+    weights = {name: weight for name, weight in model.named_parameters() if "vision_tower" not in name}
+    optimiser = Optimiser(weights, rate=RATE, matrix_rate=MATRIX_RATE, steps=steps)
+    yield from _optimise(optimiser, steps, loss_of)
 
 
 def _train_both(
@@ -231,14 +220,16 @@ def _train_both(
         hand = next(hands)
         batch, samples = [lessons[i] for i in hand], [scenes[i] for i in hand]
         seen = see(tower, _tiles(samples))
-        facts, things = join_labels(samples)
+        facts, attraction = join_labels(samples)
         counts = [len(sample.tiles) for sample in samples]
         features = [one.flatten(0, 1) for one in torch.split(seen.features[:, 1:], counts)]
         outcome = run_batch(model, batch, features, [_hide_some(one) for one in batch])
-        own, _ = heads.losses(seen, facts.long(), things)
+        own, _ = heads.losses(seen, facts.long(), attraction)
         return _total(outcome) + FEATURE_WEIGHT * own, outcome.summary
 
-    yield from _optimise([*model.parameters(), *heads.parameters()], JOINT_LEARNING_RATE, steps, loss_of)
+    weights = dict(nn.ModuleList([model, heads]).named_parameters())
+    optimiser = Optimiser(weights, rate=JOINT_RATE, matrix_rate=JOINT_MATRIX_RATE, steps=steps)
+    yield from _optimise(optimiser, steps, loss_of)
 
 
 def save(model: LlavaNextForConditionalGeneration, processor: LlavaNextProcessor, folder: Path) -> None:

@@ -202,7 +202,7 @@ def test_a_glyph_lies_in_one_token(scenes: list[Scene]) -> None:
             off = (centre * scale + shift) % 14 - 7
             # whole pixels stretch one side by a slightly other factor than the other, which adds up to its far end
             stretch = abs(1 - scale[1] / scale[0]) * np.array([layout.width, layout.height]) * scale
-            assert (np.abs(off) <= 1.51 + stretch).all(), (index, sign)
+            assert (np.abs(off) <= 1.01 + stretch).all(), (index, sign)
 
 
 def test_guessing_does_not_help(scenes: list[Scene]) -> None:
@@ -210,7 +210,7 @@ def test_guessing_does_not_help(scenes: list[Scene]) -> None:
     guess = blind_guess(questions)
     assert guess["all"][2] <= 0.4
     assert guess["presence"][2] == 0.5
-    assert guess["count"][2] <= 0.35
+    assert guess["count"][2] <= 0.45  # one, two or three
     for kind in ("digit", "letter", "left", "next"):
         assert guess[kind][2] <= 0.2, kind
     glyphs = guess["digit"][0] + guess["letter"][0]
@@ -286,7 +286,8 @@ def test_model_view_is_what_the_runtime_cuts() -> None:
 def test_materials() -> None:
     for name in PICTURES:
         assert np.abs(load_picture(name).outline).max() <= 1
-    assert len(PICTURES) >= 40
+    assert len(PICTURES) >= 32
+    assert 12 <= sum(load_picture(name).vivid for name in PICTURES) <= 20
     assert all(load_background(name).mode in ("L", "RGB") for name in BACKGROUNDS)
     assert set(SHAPES) >= {"circle", "square", "triangle", "star"}
     sizes = {path: path.stat().st_size for path in MATERIALS.rglob("*") if path.is_file()}
@@ -317,4 +318,4 @@ def test_the_test_split_does_not_drift() -> None:
             for o in scene.objects
         ]
         layout.append([scene.image.size, scene.grid, things, [(q.text, q.answer) for q in scene.questions]])
-    assert hashlib.sha256(json.dumps(layout).encode()).hexdigest()[:16] == "c42322c0dbc67836"
+    assert hashlib.sha256(json.dumps(layout).encode()).hexdigest()[:16] == "c8578bb58ac541e5"

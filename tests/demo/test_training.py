@@ -10,7 +10,17 @@ from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 from ptp.demo import CHECKPOINT
 from ptp.demo.decoder import RELEVANCE_BLOCK, hide, prepare, run_batch
 from ptp.demo.encoder import LATE_BLOCK, SALIENCY_BLOCK, Heads, Seen, join_labels, see, to_tensor
-from ptp.demo.pool import FACTS, GLYPH, MIDDLE, UNREADABLE, Sample, draw_practice_sample, draw_sample
+from ptp.demo.pool import (
+    CLUTTER,
+    DULL,
+    FACTS,
+    GLYPH,
+    MIDDLE,
+    UNREADABLE,
+    Sample,
+    draw_practice_sample,
+    draw_sample,
+)
 from ptp.demo.task import make_scene
 from ptp.demo.train import train
 from ptp.errors import ConfigError
@@ -145,8 +155,19 @@ def test_labels_tell_what_is_there(sample: Sample) -> None:
         middles = sample.facts[sample.shown == number][:, MIDDLE]
         assert middles.sum() == (one.kind == "picture")
     assert not sample.facts[0, ..., MIDDLE].any()
-    assert sample.things[sample.shown > 0].all()
-    assert 0 < sample.things[sample.shown == 0].mean() < 0.3
+    for number, one in enumerate(sample.objects, start=1):
+        assert set(sample.attraction[sample.shown == number].tolist()) == {np.float32(1.0 if one.vivid else DULL)}
+    around = sample.attraction[sample.shown == 0]
+    assert set(around.tolist()) <= {0, np.float32(DULL), np.float32(CLUTTER)}
+    assert 0 < (around > 0).mean() < 0.3
+
+
+def test_what_is_vivid_is_bright_to_the_eye(sample: Sample) -> None:
+    """By its colour's name a sign is vivid or not; grey things never are."""
+    vivid = {o.colour for i in range(40) for o in make_scene(SPLIT, i).objects if o.kind == "sign" and o.vivid}
+    dull = {o.colour for i in range(40) for o in make_scene(SPLIT, i).objects if o.kind == "sign" and not o.vivid}
+    assert vivid == {"red", "orange", "yellow", "blue"}
+    assert dull == {"green", "purple", "black", "white"}
 
 
 def test_practice_is_crowded() -> None:
@@ -162,7 +183,7 @@ def test_practice_is_crowded() -> None:
 
 def test_the_encoders_loss_is_that_of_its_labels(model: LlavaNextForConditionalGeneration, sample: Sample) -> None:
     """Heads that say the labels are always right, and cost less than heads that say nothing."""
-    facts, things = join_labels([sample])
+    facts, attraction = join_labels([sample])
     facts = facts.long()
     told = torch.cat([torch.nn.functional.one_hot(facts[..., i].clamp(min=0), 64) for i in range(len(FACTS))], -1)
     features = torch.cat([torch.zeros(len(told), 1, told.shape[-1]), told], dim=1).float()
@@ -173,18 +194,20 @@ def test_the_encoders_loss_is_that_of_its_labels(model: LlavaNextForConditionalG
             head.bias.zero_()
             for label in range(head.out_features):
                 head.weight[label, 64 * number + label] = 20
-        looks = things / things.sum(-1, keepdim=True).clamp(min=1)
+        looks = attraction / attraction.sum(-1, keepdim=True).clamp(min=1e-6)
         flat = torch.full_like(looks, 1 / looks.shape[1])
-        loss, right = heads.losses(_seen(features, looks, looks), facts, things)
-        nothing, none = heads.losses(_seen(torch.zeros_like(features), looks, looks), facts, things)
-        early, _ = heads.losses(_seen(features, flat, looks), facts, things)
-        late, looked = heads.losses(_seen(features, looks, flat), facts, things)
+        loss, right = heads.losses(_seen(features, looks, looks), facts, attraction)
+        nothing, none = heads.losses(_seen(torch.zeros_like(features), looks, looks), facts, attraction)
+        early, _ = heads.losses(_seen(features, flat, looks), facts, attraction)
+        late, looked = heads.losses(_seen(features, looks, flat), facts, attraction)
     assert right[: len(FACTS)] == [1.0] * len(FACTS)
     assert set(none[: len(FACTS)]) == {0.0}
     assert loss < nothing - 3
     assert loss < early == pytest.approx(late.item())
-    assert right[-2:] == pytest.approx([(things.any(-1)).float().mean().item()] * 2)
-    assert looked[-1] == pytest.approx(things.float().mean().item())
+    vivid = attraction >= CLUTTER
+    assert right[-2:] == pytest.approx([(looks * vivid).sum(-1).mean().item()] * 2)
+    assert right[-1] > 0.5
+    assert looked[-1] == pytest.approx(vivid.float().mean().item())
 
 
 def _seen(features: torch.Tensor, early: torch.Tensor, late: torch.Tensor) -> Seen:
@@ -195,7 +218,7 @@ def _seen(features: torch.Tensor, early: torch.Tensor, late: torch.Tensor) -> Se
 def test_a_small_training_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made, _ = train(tmp_path, 0.004)
     again, _ = train(tmp_path, 0.004)
-    assert capsys.readouterr().out.count("taken from") == 4
+    assert capsys.readouterr().out.count("taken from") == 3
     for name, weight in made.state_dict().items():
         assert weight.isfinite().all()
         assert torch.equal(weight, again.state_dict()[name])
