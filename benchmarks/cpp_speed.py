@@ -62,8 +62,7 @@ class Cpp:
         self._ptp: Any = c.CDLL(str(library))
         self._ptp.ptp_last_error.restype = c.c_char_p
         (runtime,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")
-        options, error = Options(), c.create_string_buffer(1000)
-        self._ptp.ptp_options_init(c.byref(options))
+        options, error = Options(struct_size=c.sizeof(Options)), c.create_string_buffer(1000)
         options.onnxruntime, options.threads = str(runtime).encode(), threads
         self._session = c.c_void_p()
         if self._ptp.ptp_open(str(bundle).encode(), c.byref(options), c.byref(self._session), error, 1000):
@@ -79,9 +78,7 @@ class Cpp:
                 moments.append(time.perf_counter())
             return 0
 
-        options = GenerateOptions()
-        self._ptp.ptp_generate_options_init(c.byref(options))
-        options.max_new_tokens = max_new_tokens
+        options = GenerateOptions(struct_size=c.sizeof(GenerateOptions), max_new_tokens=max_new_tokens)
         text = prompt.encode()
         self._check(self._ptp.ptp_tiles_from_file(self._session, str(image).encode(), c.byref(tiles)))
         self._check(self._ptp.ptp_encode(self._session, tiles, text, None, c.byref(visual)))

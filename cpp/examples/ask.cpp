@@ -1,6 +1,7 @@
 // Answers a question about an image: ask BUNDLE IMAGE QUESTION [--option VALUE]...
 //
-//   ask demo-output/bundle demo/checkpoint/evaluation/scene-0.jpg "Which digit is on the orange circle?"
+//   ask demo-output/bundle demo/checkpoint/evaluation/scene-0.jpg "Which digit is on the blue hexagon?"
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -50,10 +51,23 @@ bool parse(int count, char** words, Arguments& arguments) {
 
 // What a terminal would obey is not passed on: the text is a model's.
 void print(std::string_view text) {
-    for (const char c : text) {
-        if (static_cast<unsigned char>(c) >= 0x20 || c == '\n' || c == '\t') std::cout << c;
+    for (size_t i = 0; i < text.size(); ++i) {
+        const auto byte = static_cast<unsigned char>(text[i]);
+        if (byte == 0xC2 && i + 1 < text.size() && static_cast<unsigned char>(text[i + 1]) < 0xA0) {
+            ++i;  // U+0080 to U+009F
+        } else if ((byte >= 0x20 && byte != 0x7F) || byte == '\n' || byte == '\t') {
+            std::cout << text[i];
+        }
     }
     std::cout << std::flush;
+}
+
+double number(const char* option, const char* text) {
+    char* end = nullptr;
+    const double value = std::strtod(text, &end);
+    if (end == text || *end || !(std::fabs(value) < 1e9))
+        throw ptp::Failure(PTP_ERROR_CONFIG, std::string("--") + option + " is not a number; got '" + text + "'");
+    return value;
 }
 
 void answer(const Arguments& arguments) {
@@ -61,17 +75,17 @@ void answer(const Arguments& arguments) {
     options.backend = arguments.find("backend");
     options.target = arguments.find("target");
     options.onnxruntime = arguments.find("onnxruntime");
-    if (const char* threads = arguments.find("threads")) options.threads = std::atoi(threads);
+    if (const char* threads = arguments.find("threads")) options.threads = static_cast<int>(number("threads", threads));
     const ptp::Session session(arguments.bundle, options);
 
     ptp_encode_options encoding = ptp::default_encode_options();
     if (const char* alpha = arguments.find("alpha"))
-        encoding.alpha = std::strcmp(alpha, "auto") ? std::atof(alpha) : PTP_ALPHA_AUTO;
+        encoding.alpha = std::strcmp(alpha, "auto") ? number("alpha", alpha) : PTP_ALPHA_AUTO;
     encoding.keep = arguments.find("keep");
     const ptp::Visual visual = session.encode(session.tiles(arguments.image), arguments.question.c_str(), encoding);
 
     ptp_generate_options generation = ptp::default_generate_options();
-    if (const char* most = arguments.find("max-new-tokens")) generation.max_new_tokens = std::atoll(most);
+    if (const char* most = arguments.find("max-new-tokens")) generation.max_new_tokens = static_cast<int64_t>(number("max-new-tokens", most));
     const bool as_tokens = arguments.find("tokens") != nullptr;
     const ptp_answer result = session.generate(
         visual, arguments.question,

@@ -14,19 +14,16 @@ void write(std::ofstream& file, const void* data, size_t size) {
     file.write(static_cast<const char*>(data), static_cast<std::streamsize>(size));
 }
 
-void run(const char* bundle, const char* image, const char* question, const char* out, const char* backend) {
+void run(char** words, const char* backend, const char* target) {
+    const char *bundle = words[0], *image = words[1], *question = words[2], *out = words[3];
     ptp_options options = ptp::default_options();
     options.vision_only = 1;
     options.backend = backend;
+    options.target = target;
     const ptp::Session session(bundle, options);
-    const ptp_description description = session.describe();
 
     // the application's own language model gets these ids, the image's rows between prefix and the rest
-    std::vector<int64_t> ids(static_cast<size_t>(description.max_prompt));
-    size_t prefix = 0, count = 0;
-    if (ptp_tokenize(session.get(), question, ids.data(), ids.size(), &prefix, &count) != PTP_OK) {
-        throw ptp::Failure(PTP_ERROR_PROMPT, ptp_last_error(session.get()));
-    }
+    const ptp::Session::Prompt prompt = session.tokenize(question);
     const ptp::Tiles tiles = session.tiles(image);
     const ptp::Visual visual = session.encode(tiles, question);
     const ptp_visual_view view = visual.view();
@@ -37,19 +34,19 @@ void run(const char* bundle, const char* image, const char* question, const char
     write(file, &view.hidden_size, sizeof view.hidden_size);
     write(file, view.positions, rows * sizeof *view.positions);
     write(file, view.features, rows * static_cast<size_t>(view.hidden_size) * width);
-    std::cout << description.backend << ": " << view.count << " of " << view.packed_length << " tokens kept, " << prefix
-              << " text tokens before them and " << count - prefix << " after\n";
+    std::cout << session.describe().backend << ": " << view.count << " of " << view.packed_length << " tokens kept, "
+              << prompt.prefix << " text tokens before them and " << prompt.ids.size() - prompt.prefix << " after\n";
 }
 
 }  // namespace
 
 int main(int count, char** words) {
-    if (count != 5 && count != 6) {
-        std::cerr << "usage: vision_only BUNDLE IMAGE QUESTION OUT.bin [BACKEND]\n";
+    if (count < 5 || count > 7) {
+        std::cerr << "usage: vision_only BUNDLE IMAGE QUESTION OUT.bin [BACKEND [TARGET]]\n";
         return 2;
     }
     try {
-        run(words[1], words[2], words[3], words[4], count == 6 ? words[5] : nullptr);
+        run(words + 1, count > 5 ? words[5] : nullptr, count > 6 ? words[6] : nullptr);
     } catch (const ptp::Failure& failure) {
         std::cerr << "error: " << failure.what() << '\n';
         return 1;

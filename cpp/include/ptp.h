@@ -3,7 +3,8 @@
  * @brief C interface of libptp: answer questions about images with a bundle of ptp-export.
  *
  * The interface is plain C and stays binary compatible within one major version: structs that may grow begin with
- * their own size, which `ptp_*_init` fills in; handles are opaque.
+ * their own size, which `ptp_*_init` fills in, by which a library tells its own from those of an older header; handles
+ * are opaque.
  *
  * Errors. Every function that can fail returns a ptp_status, and never throws. ptp_last_error() has the sentence for
  * the calling thread's last failure on a session; ptp_open(), which has no session yet, writes it into a buffer. The
@@ -19,8 +20,10 @@
 #ifndef PTP_H
 #define PTP_H
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #if defined(PTP_BUILDING) && defined(__GNUC__)
 #define PTP_API __attribute__((visibility("default")))
@@ -176,12 +179,25 @@ PTP_API const char* ptp_version(void);
 /** Return a status as text, such as "PTP_ERROR_IMAGE". */
 PTP_API const char* ptp_status_name(ptp_status status);
 
+/* These are compiled into the application, so that they write what its header declares and no more. */
+
 /** Fill in the defaults. */
-PTP_API void ptp_options_init(ptp_options* options);
+static inline void ptp_options_init(ptp_options* options) {
+    memset(options, 0, sizeof *options);
+    options->struct_size = sizeof *options;
+}
 /** Fill in the defaults. */
-PTP_API void ptp_encode_options_init(ptp_encode_options* options);
+static inline void ptp_encode_options_init(ptp_encode_options* options) {
+    memset(options, 0, sizeof *options);
+    options->struct_size = sizeof *options;
+    options->alpha = NAN;
+}
 /** Fill in the defaults. */
-PTP_API void ptp_generate_options_init(ptp_generate_options* options);
+static inline void ptp_generate_options_init(ptp_generate_options* options) {
+    memset(options, 0, sizeof *options);
+    options->struct_size = sizeof *options;
+    options->max_new_tokens = 128;
+}
 
 /**
  * Verify a bundle (schema, sizes and SHA-256 of every file) and load its graphs.

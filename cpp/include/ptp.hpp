@@ -112,6 +112,13 @@ public:
         return Tiles(tiles);
     }
 
+    /** @param data a JPEG or PNG file in memory. */
+    Tiles tiles(const void* data, size_t size) const {
+        ptp_tiles* tiles = nullptr;
+        check(ptp_tiles_from_memory(get(), data, size, &tiles));
+        return Tiles(tiles);
+    }
+
     Tiles tiles(const ptp_image& image) const {
         ptp_tiles* tiles = nullptr;
         check(ptp_tiles_from_pixels(get(), &image, &tiles));
@@ -126,9 +133,25 @@ public:
         return Visual(visual);
     }
 
+    /** Token ids of a prompt; the image stands behind the first `prefix` of them. */
+    struct Prompt {
+        std::vector<int64_t> ids;
+        size_t prefix;
+    };
+
+    Prompt tokenize(const std::string& question) const {
+        Prompt prompt{std::vector<int64_t>(static_cast<size_t>(describe().max_prompt)), 0};
+        size_t count = 0;
+        check(ptp_tokenize(get(), question.c_str(), prompt.ids.data(), prompt.ids.size(), &prompt.prefix, &count));
+        prompt.ids.resize(count);
+        return prompt;
+    }
+
     /** An exception of `on_token` ends the answer and is passed on. */
     ptp_answer generate(const Visual& visual, const std::string& question, const OnToken& on_token,
                         const ptp_generate_options& options = default_generate_options()) const {
+        if (question.find('\0') != std::string::npos)
+            throw Failure(PTP_ERROR_PROMPT, "the question holds a NUL character, at which C text ends");
         Call call{on_token, nullptr};
         ptp_answer answer{};
         answer.struct_size = sizeof answer;

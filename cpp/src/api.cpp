@@ -30,6 +30,9 @@ ptp_status guarded(Function&& function, Report&& report) noexcept {
         } catch (const std::exception& error) {
             status = PTP_ERROR_BACKEND;
             report(Error(status, "libptp failed").got(error.what()).what());
+        } catch (...) {  // of a callback, which should throw nothing
+            status = PTP_ERROR_BACKEND;
+            report("libptp failed; got an exception without words");
         }
     } catch (...) {
         // no memory for the sentence
@@ -135,24 +138,13 @@ const char* ptp_status_name(ptp_status status) {
     return "unknown";
 }
 
-void ptp_options_init(ptp_options* options) {
-    if (options) write(options, ptp_options{});
-}
-
-void ptp_encode_options_init(ptp_encode_options* options) {
-    if (options) write(options, {0, std::nan(""), nullptr});
-}
-
-void ptp_generate_options_init(ptp_generate_options* options) {
-    if (options) write(options, {0, 128, nullptr, 0});
-}
-
 ptp_status ptp_open(const char* folder, const ptp_options* given, ptp_session** session, char* error,
                     size_t error_size) {
     if (session) *session = nullptr;
     const auto report = [&](const char* text) {
         if (!error || !error_size) return;
-        const size_t length = std::min(std::strlen(text), error_size - 1);
+        size_t length = std::min(std::strlen(text), error_size - 1);
+        while (length && (text[length] & 0xC0) == 0x80) --length;  // no part of a character
         std::memcpy(error, text, length);
         error[length] = '\0';
     };
@@ -242,8 +234,10 @@ ptp_status ptp_encode(ptp_session* session, const ptp_tiles* tiles, const char* 
         const ptp_core::Manifest& manifest = session->bundle.manifest;
         const double alpha = ptp_core::alpha_input(options.alpha, manifest.pruning);
         const int64_t num_kept = ptp_core::num_kept_at(options.keep, manifest);
-        if (!question || !manifest.takes_question())
+        if (!question || !manifest.takes_question()) {
+            if (question) session->encoder.prompter()(question);  // one that cannot be used is refused all the same
             return session->encoder.encode(tiles->tiles, nullptr, alpha, num_kept);
+        }
         const ptp_core::Asked asked = session->encoder.ask(question);
         return session->encoder.encode(tiles->tiles, &asked, alpha, num_kept);
     });

@@ -11,14 +11,17 @@
 namespace ptp_core {
 namespace {
 
-constexpr int MAX_DIGITS = 15;  // numerator, denominator and their products with a count stay exact
+constexpr int MAX_DIGITS = 18;  // numerator and denominator fit into 64 bits, their products with a count into 128
 
 __extension__ typedef __int128 Wide;
 
 struct Fraction {
     int64_t numerator, denominator;
 
-    double value() const { return static_cast<double>(numerator) / static_cast<double>(denominator); }
+    double value() const {
+        // 64 bits of mantissa or more, so that the quotient of what a float is written as is that float
+        return static_cast<double>(static_cast<long double>(numerator) / static_cast<long double>(denominator));
+    }
     int64_t floor_of(int64_t count) const {
         return static_cast<int64_t>(static_cast<Wide>(numerator) * count / denominator);
     }
@@ -37,7 +40,7 @@ int64_t digits(std::string_view text, const Error& problem) {
 Fraction parse_fraction(std::string_view text) {
     const Error problem = Error(PTP_ERROR_CONFIG, "keep is not a number")
                               .got(cited(text))
-                              .expected("a fraction such as 0.25, of at most 15 digits");
+                              .expected("a fraction such as 0.25, of at most 18 digits");
     const auto count = std::count_if(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
     if (count == 0 || count > MAX_DIGITS) throw problem;
     if (starts_with(text, "+")) text.remove_prefix(1);
@@ -72,6 +75,12 @@ std::string short_number(double value) {
     return text;
 }
 
+std::string fixed(double value, int digits) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.*f", digits, value);
+    return text;
+}
+
 // Return K of a fraction: floor(keep · T · N) and every newline or none.
 int64_t kept_of(const Fraction& keep, const Manifest& manifest) {
     const Tiling& tiling = manifest.tiling;
@@ -82,11 +91,13 @@ int64_t kept_of(const Fraction& keep, const Manifest& manifest) {
     if (total == 0)
         throw Error(PTP_ERROR_CONFIG, "keep keeps no token at all")
             .got(short_number(keep.value()))
-            .expected("at least 1 of " + std::to_string(count) + " tokens");
+            .expected("at least " + fixed(1.0 / static_cast<double>(count), 6) + " (1 of " + std::to_string(count) +
+                      " tokens)");
     if (manifest.pruning.thumbnail == "keep_all" && total < per_tile) {
         throw Error(PTP_ERROR_CONFIG, "the whole thumbnail is more than keep allows")
             .got(short_number(keep.value()))
-            .expected("at least " + short_number(1.0 / static_cast<double>(tiling.max_tiles)));
+            .expected("at least " + fixed(1.0 / static_cast<double>(tiling.max_tiles), 4))
+            .advise("raise --keep or choose another --thumbnail");
     }
     return total + (manifest.pruning.newline == "keep" ? newlines : 0);
 }

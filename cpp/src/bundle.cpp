@@ -27,14 +27,16 @@ Manifest read_manifest(const fs::path& folder) {
 
 // A graph may name any file beside it as its weights, so there must be none that was not verified.
 void refuse_unlisted_weights(const fs::path& folder, const Manifest& manifest) {
-    std::error_code problem;
+    std::error_code problem, unknown;
     for (fs::recursive_directory_iterator item(folder / GRAPH_FOLDER, problem), end; !problem && item != end;
          item.increment(problem)) {
-        const bool is_folder = item->is_directory(problem) && !item->is_symlink(problem);
+        const bool is_folder = item->is_directory(unknown) && !item->is_symlink(unknown);
         if (!is_folder && !manifest.files.count(item->path().lexically_relative(folder).generic_string())) {
             throw Error(PTP_ERROR_BUNDLE, item->path().string() + " is not a file of this bundle").advise("remove it");
         }
     }
+    if (problem && fs::exists(folder / GRAPH_FOLDER, unknown))
+        throw Error(PTP_ERROR_BUNDLE, (folder / GRAPH_FOLDER).string() + " cannot be read").got(problem.message());
 }
 
 bool is_inside(const fs::path& path, const fs::path& root) {
@@ -42,11 +44,15 @@ bool is_inside(const fs::path& path, const fs::path& root) {
     return !relative.empty() && *relative.begin() != "..";
 }
 
-void verify_file(const fs::path& path, const FileEntry& entry, const fs::path& root, HashCache& hashes) {
+}  // namespace
+
+void verify_file(const fs::path& path, const FileEntry& entry, const fs::path& folder, HashCache& hashes,
+                 const std::string& advice) {
     std::error_code problem;
-    if (!fs::is_regular_file(path, problem)) throw Error(PTP_ERROR_BUNDLE, path.string() + " is missing").advise(AGAIN);
-    if (!is_inside(fs::canonical(path, problem), root) || problem) {
-        throw Error(PTP_ERROR_BUNDLE, path.string() + " is a link out of the bundle").advise(AGAIN);
+    if (!fs::is_regular_file(path, problem))
+        throw Error(PTP_ERROR_BUNDLE, path.string() + " is missing").advise(advice);
+    if (!is_inside(fs::canonical(path, problem), fs::canonical(folder, problem)) || problem) {
+        throw Error(PTP_ERROR_BUNDLE, path.string() + " is a link out of the bundle").advise(advice);
     }
     const uint64_t size = fs::file_size(path, problem);
     const std::string altered = path.string() + " was altered";
@@ -54,18 +60,16 @@ void verify_file(const fs::path& path, const FileEntry& entry, const fs::path& r
         throw Error(PTP_ERROR_BUNDLE, altered)
             .got(std::to_string(size) + " bytes")
             .expected(std::to_string(entry.bytes))
-            .advise(AGAIN);
+            .advise(advice);
     }
     const std::string digest = hashes.sha256_of(path);
     if (digest != entry.sha256) {
         throw Error(PTP_ERROR_BUNDLE, altered)
             .got("SHA-256 " + digest.substr(0, 12) + "…")
             .expected(entry.sha256.substr(0, 12) + "…")
-            .advise(AGAIN);
+            .advise(advice);
     }
 }
-
-}  // namespace
 
 fs::path Bundle::path(const std::string& name) const {
     if (!manifest.files.count(name)) {
@@ -78,10 +82,8 @@ fs::path Bundle::path(const std::string& name) const {
 Bundle open_bundle(const fs::path& folder) {
     Bundle bundle{folder, read_manifest(folder)};
     refuse_unlisted_weights(folder, bundle.manifest);
-    std::error_code problem;
-    const fs::path root = fs::canonical(folder, problem);
     HashCache hashes;
-    for (const auto& [name, entry] : bundle.manifest.files) verify_file(folder / name, entry, root, hashes);
+    for (const auto& [name, entry] : bundle.manifest.files) verify_file(folder / name, entry, folder, hashes, AGAIN);
     return bundle;
 }
 

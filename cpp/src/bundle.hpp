@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <string>
 
+#include "hashes.hpp"
 #include "manifest.hpp"
 
 namespace ptp_core {
@@ -18,5 +19,9 @@ struct Bundle {
 
 // Validate a bundle's manifest, then prove that every file is the one that was exported; throws Error.
 Bundle open_bundle(const std::filesystem::path& folder);
+
+// Refuse a file that is not what was written, or leads out of `folder`; throws Error with `advice`.
+void verify_file(const std::filesystem::path& path, const FileEntry& entry, const std::filesystem::path& folder,
+                 HashCache& hashes, const std::string& advice);
 
 }  // namespace ptp_core

@@ -16,10 +16,8 @@ using Shapes = std::map<std::string, Shape>;
 
 void compare_names(const GraphSpec& graph, const std::string& kind, const std::vector<TensorSpec>& specs,
                    const Names& expected, std::vector<std::string>& problems) {
-    Names found, twice;
-    for (const TensorSpec& spec : specs) {
-        if (!found.insert(spec.name).second) twice.insert(spec.name);
-    }
+    Names found;
+    for (const TensorSpec& spec : specs) found.insert(spec.name);
     const std::string place = " in " + graph.file;
     for (const std::string& name : expected) {
         if (!found.count(name)) problems.push_back("no " + kind + " " + name + place);
@@ -27,7 +25,16 @@ void compare_names(const GraphSpec& graph, const std::string& kind, const std::v
     for (const std::string& name : found) {
         if (!expected.count(name)) problems.push_back("unknown " + kind + " " + name + place);
     }
-    for (const std::string& name : twice) problems.push_back(kind + " " + name + " twice" + place);
+}
+
+void check_doubles(const GraphSpec& graph, std::vector<std::string>& problems) {
+    for (const auto& [kind, specs] : {std::pair{"input ", &graph.inputs}, std::pair{"output ", &graph.outputs}}) {
+        Names found, twice;
+        for (const TensorSpec& spec : *specs) {
+            if (!found.insert(spec.name).second) twice.insert(spec.name);
+        }
+        for (const std::string& name : twice) problems.push_back(kind + name + " twice in " + graph.file);
+    }
 }
 
 void check_vision_names(const Manifest& manifest, std::vector<std::string>& problems) {
@@ -84,6 +91,9 @@ void check_decoder(const Manifest& manifest, std::vector<std::string>& problems)
         {"attention_mask", {ANY, ANY}},
         {"position_ids", {ANY, ANY}},
         {"logits", {ANY, 1, model.vocab_size}},
+        {"next_tokens", {ANY, 1}},
+        {"next_attention_mask", {ANY, ANY}},
+        {"next_position_ids", {ANY, 1}},
     };
     const auto count = [&](const std::string& prefix, const std::vector<TensorSpec>& specs) {
         int64_t found = 0;
@@ -102,6 +112,22 @@ void check_decoder(const Manifest& manifest, std::vector<std::string>& problems)
     check_shapes(manifest.decoder, shapes, problems);
 }
 
+// One step of decoding feeds outputs back into inputs, which must be of the same type.
+void check_loops(const Manifest& manifest, std::vector<std::string>& problems) {
+    std::map<std::string, TensorSpec> inputs;
+    for (const auto* specs : {&manifest.embed_tokens.inputs, &manifest.decoder.inputs}) {
+        for (const TensorSpec& spec : *specs) inputs[spec.name] = spec;
+    }
+    for (const auto* specs : {&manifest.embed_tokens.outputs, &manifest.decoder.outputs}) {
+        for (const TensorSpec& spec : *specs) {
+            const auto input = inputs.find(becomes(spec.name));
+            if (input == inputs.end() || input->second.dtype == spec.dtype) continue;
+            problems.push_back(spec.name + " is " + dtype_name(spec.dtype) + " and " + input->first +
+                               ", which it becomes, " + dtype_name(input->second.dtype));
+        }
+    }
+}
+
 }  // namespace
 
 std::vector<std::string> disagreements(const Manifest& manifest) {
@@ -115,13 +141,23 @@ std::vector<std::string> disagreements(const Manifest& manifest) {
         if (!starts_with(graph->file, GRAPH_FOLDER))
             problems.push_back("graph file " + cited(graph->file) + " is not in " + GRAPH_FOLDER);
     }
+    for (const GraphSpec* graph : {&manifest.vision_encoder, &manifest.embed_tokens, &manifest.decoder})
+        check_doubles(*graph, problems);
     check_vision_names(manifest, problems);
     check_shapes(manifest.vision_encoder, vision_shapes(manifest), problems);
     check_shapes(manifest.embed_tokens,
                  {{"input_ids", {ANY, ANY}}, {"inputs_embeds", {ANY, ANY, manifest.language_model.hidden_size}}},
                  problems);
     check_decoder(manifest, problems);
+    check_loops(manifest, problems);
     return problems;
+}
+
+std::string becomes(const std::string& output) {
+    constexpr std::string_view PRESENT = "present.", NEXT = "next_";
+    if (output == "next_tokens") return "input_ids";
+    if (starts_with(output, PRESENT)) return "past_key_values." + output.substr(PRESENT.size());
+    return starts_with(output, NEXT) ? output.substr(NEXT.size()) : output;
 }
 
 void require_names(const GraphSpec& spec, const std::vector<std::string>& inputs,

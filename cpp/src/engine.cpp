@@ -1,6 +1,7 @@
 #include "engine.hpp"
 
 #include <algorithm>
+#include <array>
 #include <nlohmann/json.hpp>
 
 #include "error.hpp"
@@ -16,6 +17,13 @@ constexpr const char* CONFIG_NAME = "config.json";
 constexpr uint64_t MAX_CONFIG_BYTES = 1 << 22;
 constexpr size_t MAX_PROFILES = 16;
 constexpr size_t MAX_INPUTS = 4096;
+
+// Settings in a fingerprint, and the options of `ptp build` that they come from.
+constexpr std::array<std::pair<const char*, const char*>, 3> BUILD_OPTIONS = {{
+    {"WEIGHT_STREAMING", "--weight-streaming"},
+    {"VERSION_COMPATIBLE", "--version-compatible"},
+    {"HARDWARE_COMPATIBILITY", "--hardware-compatible"},
+}};
 
 Shape read_shape(Fields& range, const std::string& key) {
     Shape shape;
@@ -41,7 +49,7 @@ EngineConfig read_config(const Json& data) {
     Fields fields(data, "");
     EngineConfig config;
     if (const Json* version = fields.find("schema_version")) as_integer(*version, "schema_version", 1, 1);
-    config.kind = fields.choice("kind", {"visual", "llm"});
+    config.kind = fields.choice("kind", {"visual", "embed", "llm"});
     config.backend = fields.choice("backend", {"tensorrt", "tensorrt-rtx"});
     config.target = fields.line("target");
     const Json& capability = as_list(fields.at("compute_capability"), "compute_capability", 2);
@@ -54,7 +62,7 @@ EngineConfig read_config(const Json& data) {
         config.profiles.push_back(read_profile(Fields(profile, "profiles." + std::to_string(config.profiles.size()))));
     }
     if (config.profiles.empty()) throw SchemaProblem("profiles", "is empty");
-    if (!fields.at("max_context").is_null()) config.max_context = fields.integer("max_context", 1, INT64_MAX);
+    config.max_context = fields.integer("max_context", 1, INT64_MAX);
     config.inputs = read_tensors(fields.at("inputs"), "inputs");
     config.outputs = read_tensors(fields.at("outputs"), "outputs");
     config.graph = fields.line("graph");
@@ -62,28 +70,14 @@ EngineConfig read_config(const Json& data) {
     for (const auto& [name, entry] : fields.at("graph_files").items())
         config.graph_files[name] = read_file_entry(Fields(entry, files.path(name)));
     config.engine = read_file_entry(fields.object("engine"));
-    for (const char* record : {"flags", "seconds", "peak_bytes", "estimated_bytes"}) fields.skip(record);
+    fields.object("flags");
+    for (const auto& [name, value] : fields.at("flags").items()) {
+        const bool is_off = value.is_boolean() ? !value.get<bool>() : value.is_number() && value == 0;
+        if (!is_off) config.flags.insert(name);
+    }
+    for (const char* record : {"seconds", "peak_bytes", "estimated_bytes"}) fields.skip(record);
     fields.done();
     return config;
-}
-
-EngineConfig read_engine_config(const fs::path& folder) {
-    const fs::path path = folder / CONFIG_NAME;
-    constexpr const char* DO = "build the engine again: ptp build BUNDLE --force";
-    const std::string text = read_file(path, MAX_CONFIG_BYTES, PTP_ERROR_BUNDLE);
-    try {
-        return read_config(parse_json(text));
-    } catch (const SchemaProblem& problem) {
-        throw Error(PTP_ERROR_BUNDLE, path.string() + " is not an engine's fingerprint").got(problem.what()).advise(DO);
-    } catch (const Error&) {
-        throw;
-    } catch (const std::exception& error) {
-        throw Error(PTP_ERROR_BUNDLE, path.string() + " is not JSON").got(error.what()).advise(DO);
-    }
-}
-
-std::string dotted(const std::pair<int64_t, int64_t>& version) {
-    return std::to_string(version.first) + "." + std::to_string(version.second);
 }
 
 // Quote a word for a shell where it needs it.
@@ -95,13 +89,48 @@ std::string shell_word(const std::string& word) {
     return text + "'";
 }
 
+EngineConfig read_engine_config(const fs::path& folder) {
+    const fs::path path = folder / CONFIG_NAME, target = folder.parent_path(), backend = target.parent_path();
+    const std::string bundle = backend.parent_path().parent_path().string();
+    const std::string advice = "build the engine again: ptp build " + shell_word(bundle) + " --backend " +
+                               shell_word(backend.filename().string()) + " --target " +
+                               shell_word(target.filename().string()) + " --force";
+    const std::string text = read_file(path, MAX_CONFIG_BYTES, PTP_ERROR_BUNDLE);
+    try {
+        return read_config(parse_json(text));
+    } catch (const SchemaProblem& problem) {
+        throw Error(PTP_ERROR_BUNDLE, path.string() + " is not an engine's fingerprint").got(problem.what()).advise(advice);
+    } catch (const Error&) {
+        throw;
+    } catch (const std::exception& error) {
+        throw Error(PTP_ERROR_BUNDLE, path.string() + " is not JSON").got(error.what()).advise(advice);
+    }
+}
+
+std::string engine_kind(GraphKind graph) {
+    switch (graph) {
+        case GraphKind::vision: return "visual";
+        case GraphKind::embed: return "embed";
+        case GraphKind::decoder: return "llm";
+    }
+    throw Error(PTP_ERROR_CONFIG, "no such graph");
+}
+
+std::string dotted(const std::pair<int64_t, int64_t>& version) {
+    return std::to_string(version.first) + "." + std::to_string(version.second);
+}
+
 std::string build_command(const Bundle& bundle, const std::string& backend) {
     return "ptp build " + shell_word(bundle.folder.string()) + " --backend " + backend;
 }
 
-std::string rebuild_command(const Bundle& bundle, const std::string& backend, const EngineConfig& config) {
-    const std::string context = config.max_context ? " --max-context " + std::to_string(*config.max_context) : "";
-    return build_command(bundle, backend) + " --target " + shell_word(config.target) + context + " --force";
+std::string rebuild_command(const Bundle& bundle, const std::string& backend, const std::string& target,
+                            const EngineConfig& config) {
+    std::string options = " --max-context " + std::to_string(config.max_context);
+    for (const auto& [flag, option] : BUILD_OPTIONS) {
+        if (config.flags.count(flag)) options += std::string(" ") + option;
+    }
+    return build_command(bundle, backend) + " --target " + shell_word(target) + options + " --force";
 }
 
 fs::path engine_folder(const Bundle& bundle, const std::string& backend, const std::string& target,
@@ -111,14 +140,24 @@ fs::path engine_folder(const Bundle& bundle, const std::string& backend, const s
 
 std::vector<std::string> targets_there(const Bundle& bundle, const std::string& backend, const std::string& kind) {
     std::vector<std::string> there;
-    std::error_code problem;
+    std::error_code problem, unknown;
     for (fs::directory_iterator item(bundle.folder / "engines" / backend, problem), end; !problem && item != end;
          item.increment(problem)) {
-        if (fs::is_regular_file(item->path() / kind / CONFIG_NAME, problem))
-            there.push_back(item->path().filename().string());
+        const std::string name = item->path().filename().string();  // one with a dot is still being built
+        if (name[0] != '.' && fs::is_regular_file(item->path() / kind / CONFIG_NAME, unknown)) there.push_back(name);
     }
     std::sort(there.begin(), there.end());
     return there;
+}
+
+// What the bundle's build.sh has built has no fingerprint, and only --force replaces it.
+bool has_other_engines(const Bundle& bundle, const std::string& backend, const std::string& kind) {
+    std::error_code problem, unknown;
+    for (fs::directory_iterator item(bundle.folder / "engines" / backend, problem), end; !problem && item != end;
+         item.increment(problem)) {
+        if (fs::exists(item->path() / kind, unknown)) return true;
+    }
+    return false;
 }
 
 std::string choose_target(const Bundle& bundle, const std::string& kind, const Machine& machine,
@@ -127,7 +166,7 @@ std::string choose_target(const Bundle& bundle, const std::string& kind, const M
     const auto there = targets_there(bundle, machine.backend, kind);
     if (there.empty()) {
         throw Error(PTP_ERROR_BACKEND, bundle.folder.string() + " has no " + kind + " engine for " + machine.backend)
-            .advise("build it: " + command);
+            .advise("build it: " + command + (has_other_engines(bundle, machine.backend, kind) ? " --force" : ""));
     }
     if (!target.empty()) {
         if (std::find(there.begin(), there.end(), target) != there.end()) return target;
@@ -188,48 +227,26 @@ std::vector<std::string> differences(const Bundle& bundle, const GraphSpec& spec
     return problems;
 }
 
-void refuse_altered(const Bundle& bundle, const EngineFile& file) {
-    const std::string advice = "build it again: " + file.rebuild, path = file.path.string();
-    std::error_code problem;
-    if (!fs::is_regular_file(file.path, problem)) throw Error(PTP_ERROR_BUNDLE, path + " is missing").advise(advice);
-    const fs::path relative =
-        fs::canonical(file.path, problem).lexically_relative(fs::canonical(bundle.folder, problem));
-    if (problem || relative.empty() || *relative.begin() == "..")
-        throw Error(PTP_ERROR_BUNDLE, path + " is a link out of the bundle").advise(advice);
-    const uint64_t size = fs::file_size(file.path, problem);
-    const FileEntry& expected = file.config.engine;
-    if (problem || size != expected.bytes) {
-        throw Error(PTP_ERROR_BUNDLE, path + " was altered")
-            .got(std::to_string(size) + " bytes")
-            .expected(std::to_string(expected.bytes))
-            .advise(advice);
-    }
-    const std::string digest = HashCache().sha256_of(file.path);
-    if (digest != expected.sha256) {
-        throw Error(PTP_ERROR_BUNDLE, path + " was altered")
-            .got("SHA-256 " + digest.substr(0, 12) + "…")
-            .expected(expected.sha256.substr(0, 12) + "…")
-            .advise(advice);
-    }
-}
-
 }  // namespace
 
 EngineFile find_engine(const Bundle& bundle, GraphKind graph, const Machine& machine, const std::string& wanted) {
-    const std::string kind = graph == GraphKind::vision ? "visual" : "llm";
+    const std::string kind = engine_kind(graph);
     const GraphSpec& spec = spec_of(bundle.manifest, graph);
     const std::string target = choose_target(bundle, kind, machine, wanted);
     const fs::path folder = engine_folder(bundle, machine.backend, target, kind);
     EngineConfig config = read_engine_config(folder);
-    const std::string rebuild = rebuild_command(bundle, machine.backend, config);
+    const std::string rebuild = rebuild_command(bundle, machine.backend, target, config);
     const std::string name = config.kind + ".engine";
     EngineFile file{folder / name, std::move(config), rebuild};
     if (const auto problems = differences(bundle, spec, kind, machine, target, file.config); !problems.empty()) {
-        throw Error(PTP_ERROR_BACKEND, file.path.string() + " does not fit")
+        throw Error(PTP_ERROR_BACKEND, "the engine in " + folder.string() + " does not fit")
             .got(join(problems, ", ", problems.size()))
-            .advise("build it again: " + rebuild);
+            .advise(file.config.compute_capability == machine.compute_capability
+                        ? "build it again: " + rebuild
+                        : "build one for this GPU: " + build_command(bundle, machine.backend));
     }
-    refuse_altered(bundle, file);
+    HashCache hashes;
+    verify_file(file.path, file.config.engine, bundle.folder, hashes, "build it again: " + rebuild);
     return file;
 }
 

@@ -4,7 +4,7 @@
 
 #include <filesystem>
 #include <map>
-#include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -28,9 +28,10 @@ struct EngineConfig {
     std::string kind, backend, target, builder, precision, graph;
     std::pair<int64_t, int64_t> compute_capability;
     std::vector<Profile> profiles;
-    std::optional<int64_t> max_context;
+    int64_t max_context;
     std::vector<TensorSpec> inputs, outputs;
     std::map<std::string, FileEntry> graph_files;
+    std::set<std::string> flags;  // those that are on
     FileEntry engine;
 };
 

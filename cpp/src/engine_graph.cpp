@@ -107,16 +107,30 @@ public:
         : Graph(spec), library_(std::move(library)), engine_(std::move(engine)), file_(std::move(file)) {
         refuse_differences();
         for (const TensorSpec& input : this->spec().inputs)
-            on_host_.push_back(engine_->getTensorLocation(input.name.c_str()) == nvinfer1::TensorLocation::kHOST);
+            on_host_.push_back(is_on_host(input));
+        for (const TensorSpec& output : this->spec().outputs) {
+            if (is_on_host(output))
+                throw Error(PTP_ERROR_BACKEND, file_.path.string() + " returns " + output.name + " on the host")
+                    .advise("export the bundle again");
+        }
         check_profiles();
         for (size_t i = 0; i < file_.config.profiles.size(); ++i)
             contexts_.push_back(make_context(static_cast<int32_t>(i)));
         measure_outputs();
     }
 
-    int64_t max_context() const override { return file_.config.max_context.value_or(0); }
+    // What the profiles admit, as in Python.
+    int64_t max_context() const override {
+        int64_t most = 0;
+        for (const Profile& profile : file_.config.profiles) {
+            const auto mask = profile.shapes.find("attention_mask");  // (1, past + S)
+            if (mask != profile.shapes.end()) most = std::max(most, mask->second.max.back());
+        }
+        return most;
+    }
 
     std::vector<ValuePtr> run(const std::vector<Input>& inputs) override {
+        const DeviceMemory::Use use = library_->memory->use();
         std::vector<Fed> fed;
         for (const Input& input : inputs) fed.push_back(fed_from(input));
         check_values(fed);
@@ -124,22 +138,38 @@ public:
         library_->log.clear();
         nvinfer1::IExecutionContext& context = *contexts_[profile_of(fed)];
         std::vector<DeviceMemory::Buffer> held;  // until the run is queued
+        // tensors of the host may change when this returns, in whichever way
+        const bool reads_host = std::any_of(fed.begin(), fed.end(), [](const Fed& one) { return !one.device; });
+        const SynchroniseAtEnd end(reads_host ? library_->memory.get() : nullptr);
         for (size_t i = 0; i < fed.size(); ++i) bind_input(context, i, fed[i], held);
         infer_shapes(context);
         std::vector<ValuePtr> outputs;
         for (size_t i = 0; i < spec().outputs.size(); ++i) outputs.push_back(bind_output(context, i));
         require(context.enqueueV3(library_->memory->stream()), "the run");
-        library_->memory->synchronise();  // tensors of the host may change from here on
         return outputs;
     }
 
 private:
+    struct SynchroniseAtEnd {
+        explicit SynchroniseAtEnd(DeviceMemory* waited) : memory(waited) {}
+        ~SynchroniseAtEnd() {
+            if (memory) cudaStreamSynchronize(memory->stream());
+        }
+        SynchroniseAtEnd(const SynchroniseAtEnd&) = delete;
+        SynchroniseAtEnd& operator=(const SynchroniseAtEnd&) = delete;
+        DeviceMemory* memory;
+    };
+
+    bool is_on_host(const TensorSpec& spec) const {
+        return engine_->getTensorLocation(spec.name.c_str()) == nvinfer1::TensorLocation::kHOST;
+    }
+
     [[noreturn]] void fail(const std::string& what) const {
         const std::string words = library_->log.text();
         throw Error(PTP_ERROR_BACKEND, file_.path.string() + " failed").got(words.empty() ? what : what + " " + words);
     }
-    void require(bool done, const std::string& what) const {
-        if (!done) fail(what + " was refused");
+    void require(bool done, const char* what, const std::string& name = "") const {
+        if (!done) fail(what + name + " was refused");
     }
 
     // What the engine itself says of its tensors must be what its fingerprint says, and what the manifest says.
@@ -193,8 +223,10 @@ private:
                 }
                 ++known;
                 const size_t rank = is_open(input) ? input.shape.size() : element_count(input.shape);
-                const bool suits = range->second.min.size() == rank && range->second.max.size() == rank &&
-                                   (!is_open(input) || fits(range->second.max, input));
+                // a range of a fixed input bounds its values, which are read as integers
+                const bool has_kind = is_open(input) ? fits(range->second.max, input)
+                                                     : input.dtype == PTP_INT64 || input.dtype == PTP_INT32;
+                const bool suits = range->second.min.size() == rank && range->second.max.size() == rank && has_kind;
                 if (!suits) problems.push_back("a range of " + input.name);
             }
             if (known != profile.shapes.size()) problems.push_back("a range of no input");
@@ -212,7 +244,7 @@ private:
             engine_->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kON_PROFILE_CHANGE));
         if (!context) fail("no execution context");
         require(context->setOptimizationProfileAsync(profile, library_->memory->stream()),
-                "profile " + std::to_string(profile));
+                "profile ", std::to_string(profile));
         library_->memory->synchronise();
         return context;
     }
@@ -229,11 +261,11 @@ private:
                 const TensorSpec& input = spec().inputs[i];
                 if (is_open(input)) {
                     require(context.setInputShape(input.name.c_str(), dims_of(shapes.at(input.name).max)),
-                            "the shape of " + input.name);
+                            "the shape of ", input.name);
                 } else if (on_host_[i]) {
                     values.push_back(tensor_of(input.dtype, input.shape, shapes.at(input.name).max));
                     require(context.setTensorAddress(input.name.c_str(), values.back().bytes.data()),
-                            "the address of " + input.name);
+                            "the address of ", input.name);
                 }
             }
             infer_shapes(context);
@@ -277,7 +309,6 @@ private:
     }
 
     size_t profile_of(const std::vector<Fed>& fed) const {
-        std::vector<std::string> found;
         for (size_t number = 0; number < file_.config.profiles.size(); ++number) {
             const auto& shapes = file_.config.profiles[number].shapes;
             bool admits = true;
@@ -285,24 +316,29 @@ private:
                 const auto range = shapes.find(spec().inputs[i].name);
                 if (range == shapes.end()) continue;
                 const Shape size = measure(spec().inputs[i], fed[i]);
-                if (number == 0) found.push_back(spec().inputs[i].name + " " + describe(size));
                 for (size_t d = 0; d < size.size(); ++d)
                     admits = admits && size[d] >= range->second.min[d] && size[d] <= range->second.max[d];
             }
             if (admits) return number;
         }
+        std::vector<std::string> found;
+        for (size_t i = 0; i < fed.size(); ++i) {
+            const TensorSpec& input = spec().inputs[i];
+            if (file_.config.profiles.front().shapes.count(input.name))
+                found.push_back(input.name + " " + describe(measure(input, fed[i])));
+        }
         throw Error(PTP_ERROR_BACKEND, file_.path.string() + " has no profile for these shapes")
             .got(join(found, ", ", 8))
-            .advise("build it for larger ones: " + file_.rebuild);
+            .advise("build it again with a larger --max-context: " + file_.rebuild);
     }
 
     void bind_input(nvinfer1::IExecutionContext& context, size_t index, const Fed& fed,
                     std::vector<DeviceMemory::Buffer>& held) {
         const TensorSpec& input = spec().inputs[index];
         const char* name = input.name.c_str();
-        if (is_open(input)) require(context.setInputShape(name, dims_of(*fed.shape)), "the shape of " + input.name);
+        if (is_open(input)) require(context.setInputShape(name, dims_of(*fed.shape)), "the shape of ", input.name);
         if (on_host_[index]) {
-            require(context.setTensorAddress(name, const_cast<void*>(fed.on_host())), "the address of " + input.name);
+            require(context.setTensorAddress(name, const_cast<void*>(fed.on_host())), "the address of ", input.name);
             return;
         }
         DeviceMemory::Buffer buffer = fed.device;
@@ -311,7 +347,7 @@ private:
             buffer = library_->memory->take(std::max(size ? largest_bytes(input, size) : 0, EMPTY_BYTES));
             library_->memory->upload(buffer, fed.host, size);
         }
-        require(context.setTensorAddress(name, buffer.get()), "the address of " + input.name);
+        require(context.setTensorAddress(name, buffer.get()), "the address of ", input.name);
         held.push_back(std::move(buffer));
     }
 
@@ -331,7 +367,7 @@ private:
                 .got(describe(shape));
         }
         DeviceMemory::Buffer buffer = library_->memory->take(sizes_[index]);
-        require(context.setTensorAddress(output.name.c_str(), buffer.get()), "the address of " + output.name);
+        require(context.setTensorAddress(output.name.c_str(), buffer.get()), "the address of ", output.name);
         return std::make_shared<DeviceTensor>(library_, std::move(buffer), output.dtype, std::move(shape));
     }
 

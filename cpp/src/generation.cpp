@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <numeric>
 
 #include "error.hpp"
@@ -66,71 +65,68 @@ Sequence splice(const Asked& asked, const VisualTokens& visual, bool compact_pos
     return sequence;
 }
 
-Decoder::Decoder(const Bundle& bundle, Backend& backend) : model_(bundle.manifest.language_model) {
+Decoder::Decoder(const Bundle& bundle, Backend& backend, Graph& embedding)
+    : model_(bundle.manifest.language_model), embedding_(embedding) {
     const GraphSpec& spec = bundle.manifest.decoder;
-    std::vector<std::string> inputs = {"inputs_embeds", "attention_mask", "position_ids"}, outputs = {"logits"}, names;
+    std::vector<std::string> cache, fed_back = {"next_attention_mask", "next_position_ids"};
     for (int64_t layer = 0; layer < model_.num_layers; ++layer) {
-        for (const char* part : {".key", ".value"}) names.push_back(std::to_string(layer) + part);
+        for (const char* part : {".key", ".value"}) cache.push_back("present." + std::to_string(layer) + part);
     }
-    for (const std::string& name : names) {
-        inputs.push_back("past_key_values." + name);
-        outputs.push_back("present." + name);
-    }
+    fed_back.insert(fed_back.end(), cache.begin(), cache.end());
+    std::vector<std::string> inputs = {"inputs_embeds"}, outputs = {"logits", "next_tokens"};
+    for (const std::string& name : fed_back) inputs.push_back(becomes(name));
+    outputs.insert(outputs.end(), fed_back.begin(), fed_back.end());
     require_names(spec, inputs, outputs);
     graph_ = backend.load(bundle, GraphKind::decoder);
     embeds_ = graph_->input_index("inputs_embeds");
     mask_ = graph_->input_index("attention_mask");
     positions_ = graph_->input_index("position_ids");
-    logits_ = graph_->output_index("logits");
-    for (const std::string& name : names) {
-        cache_.emplace_back(graph_->input_index("past_key_values." + name), graph_->output_index("present." + name));
-    }
+    tokens_ = graph_->output_index("next_tokens");
+    for (const std::string& name : cache) past_.push_back(graph_->input_index(becomes(name)));
+    for (const std::string& name : fed_back)
+        next_.emplace_back(graph_->output_index(name), graph_->input_index(becomes(name)));
 }
 
 ptp_dtype Decoder::embeds_dtype() const { return graph_->spec().inputs[embeds_].dtype; }
 
-Decoding::Decoding(const Decoder& decoder) : decoder_(decoder), past_(decoder.graph_->spec().inputs.size()) {
-    const auto& inputs = decoder.graph_->spec().inputs;
-    empty_.reserve(decoder.cache_.size());
-    for (const auto& [past, present] : decoder.cache_) {
-        empty_.emplace_back(inputs[past].dtype, Shape{1, decoder.model_.num_kv_heads, 0, decoder.model_.head_dim});
-        past_[past] = &empty_.back();
-    }
-}
-
-int64_t Decoding::step(const Input& embeds, const std::vector<int64_t>& positions) {
+int64_t Decoding::prefill(const Sequence& sequence) {
     const auto& inputs = decoder_.graph_->spec().inputs;
-    const auto count = static_cast<int64_t>(positions.size());
-    length_ += count;
-    const Tensor mask =
-        tensor_of(inputs[decoder_.mask_].dtype, {1, length_}, std::vector<int64_t>(static_cast<size_t>(length_), 1));
-    const Tensor places = tensor_of(inputs[decoder_.positions_].dtype, {1, count}, positions);
-    past_[decoder_.embeds_] = embeds;
-    past_[decoder_.mask_] = &mask;
-    past_[decoder_.positions_] = &places;
-    std::vector<ValuePtr> outputs = decoder_.graph_->run(past_);
-    for (const auto& [past, present] : decoder_.cache_) past_[past] = outputs[present];
-    return most_likely(*outputs[decoder_.logits_]);
+    const LanguageModel& model = decoder_.model_;
+    const auto count = static_cast<int64_t>(sequence.positions.size());
+    const std::vector<int64_t> ones(sequence.positions.size(), 1);
+    const Tensor mask = tensor_of(inputs[decoder_.mask_].dtype, {1, count}, ones);
+    const Tensor positions = tensor_of(inputs[decoder_.positions_].dtype, {1, count}, sequence.positions);
+    std::vector<Input> fed(inputs.size());
+    fed[decoder_.embeds_] = &sequence.embeds;
+    fed[decoder_.mask_] = &mask;
+    fed[decoder_.positions_] = &positions;
+    std::vector<Tensor> empty;
+    empty.reserve(decoder_.past_.size());
+    for (const size_t place : decoder_.past_) {
+        empty.emplace_back(inputs[place].dtype, Shape{1, model.num_kv_heads, 0, model.head_dim});
+        fed[place] = &empty.back();
+    }
+    state_.resize(inputs.size());
+    return step(fed);
 }
 
-int64_t Decoding::most_likely(Value& logits) const {
-    const auto count = static_cast<size_t>(decoder_.model_.vocab_size);
-    if (logits.count() != count)
-        throw Error(PTP_ERROR_BACKEND, "the decoder returned unexpected logits").got(describe(logits.shape()));
-    std::vector<float> converted;
-    const auto* values = static_cast<const float*>(logits.host());
-    if (logits.dtype() != PTP_FLOAT32) {
-        converted.resize(count);
-        convert_floats(logits.dtype(), logits.host(), PTP_FLOAT32, converted.data(), count);
-        values = converted.data();
-    }
-    const bool has_nan = std::any_of(values, values + count, [](float x) { return std::isnan(x); });
-    const float* best = std::max_element(values, values + count);  // the first of equals
-    if (has_nan || !std::isfinite(*best)) {
+int64_t Decoding::append() {
+    Graph& embedding = decoder_.embedding_;
+    state_[decoder_.embeds_] = embedding.run({tokens_})[embedding.output_index("inputs_embeds")];
+    return step(state_);
+}
+
+int64_t Decoding::step(const std::vector<Input>& inputs) {
+    const std::vector<ValuePtr> outputs = decoder_.graph_->run(inputs);
+    for (const auto& [output, input] : decoder_.next_) state_[input] = outputs[output];
+    tokens_ = outputs[decoder_.tokens_];
+    if (tokens_->dtype() != PTP_INT64 || tokens_->count() != 1)
+        throw Error(PTP_ERROR_BACKEND, "the decoder returned unexpected tokens").got(describe(tokens_->shape()));
+    const int64_t token = *static_cast<const int64_t*>(tokens_->host());
+    if (token < 0 || token >= decoder_.model_.vocab_size)  // what the graph says of logits without a usable number
         throw Error(PTP_ERROR_BACKEND, "the decoder returned numbers that are not finite")
             .advise("export with --dtype fp32 or report the model");
-    }
-    return best - values;
+    return token;
 }
 
 Answer generate(const VisualEncoder& encoder, const Decoder& decoder, const Manifest& manifest,
@@ -148,9 +144,9 @@ Answer generate(const VisualEncoder& encoder, const Decoder& decoder, const Mani
     StopText stop(options.stop);
     Decoding decoding(decoder);
     Answer answer{0, PTP_STOP_LENGTH, 0};
-    int64_t token = decoding.step(&sequence.embeds, sequence.positions);
+    int64_t token = decoding.prefill(sequence);
     answer.seconds_to_first_token = std::chrono::duration<double>(Clock::now() - started).count();
-    for (int64_t position = sequence.next_position();; ++position) {
+    for (;;) {
         ++answer.num_tokens;
         const bool ended = std::find(ends.begin(), ends.end(), token) != ends.end();
         const bool wanted = on_token(token, ended ? "" : stop.push(stream.push(token)));
@@ -159,15 +155,7 @@ Answer generate(const VisualEncoder& encoder, const Decoder& decoder, const Mani
             break;
         }
         if (answer.num_tokens == options.max_new_tokens) break;
-        const ValuePtr embeds = encoder.embed({token});
-        Tensor converted;
-        Input next = embeds;
-        if (embeds->dtype() != decoder.embeds_dtype()) {
-            converted = Tensor(decoder.embeds_dtype(), embeds->shape());
-            convert_floats(embeds->dtype(), embeds->host(), converted.dtype, converted.bytes.data(), converted.count());
-            next = &converted;
-        }
-        token = decoding.step(next, {position});
+        token = decoding.append();
     }
     if (stop.stopped() || answer.stop_reason == PTP_STOP_CALLBACK) return answer;
     std::string rest = stop.push(stream.finish());

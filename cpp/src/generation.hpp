@@ -21,10 +21,10 @@ struct Sequence {
 
 Sequence splice(const Asked& asked, const VisualTokens& visual, bool compact_positions, ptp_dtype dtype);
 
-// The decoder graph of a bundle.
+// The decoder graph of a bundle; `embedding` is its embedding graph on the same backend, and must outlive this.
 class Decoder {
 public:
-    Decoder(const Bundle& bundle, Backend& backend);
+    Decoder(const Bundle& bundle, Backend& backend, Graph& embedding);
 
     ptp_dtype embeds_dtype() const;
     int64_t max_context() const { return graph_->max_context(); }
@@ -33,26 +33,29 @@ private:
     friend class Decoding;
 
     const LanguageModel& model_;
+    Graph& embedding_;
     std::unique_ptr<Graph> graph_;
-    size_t embeds_, mask_, positions_, logits_;
-    std::vector<std::pair<size_t, size_t>> cache_;  // places of each past among the inputs, and of its present
+    size_t embeds_, mask_, positions_, tokens_;
+    std::vector<size_t> past_;                     // places of the cache among the inputs
+    std::vector<std::pair<size_t, size_t>> next_;  // places of what a step returns and the next one is fed
 };
 
-// One sequence in the making. The cache stays on the backend's device between steps.
+// One sequence in the making. All that a step hands to the next one stays on the backend's device.
 class Decoding {
 public:
-    explicit Decoding(const Decoder& decoder);
+    explicit Decoding(const Decoder& decoder) : decoder_(decoder) {}
 
-    // Append tokens to the sequence and return the most likely next one; throws Error.
-    int64_t step(const Input& embeds, const std::vector<int64_t>& positions);
+    // Begin the sequence with a prompt and return the likeliest next token; throws Error.
+    int64_t prefill(const Sequence& sequence);
+    // Append the token that was returned last and return the one after it; throws Error.
+    int64_t append();
 
 private:
-    int64_t most_likely(Value& logits) const;
+    int64_t step(const std::vector<Input>& inputs);
 
     const Decoder& decoder_;
-    int64_t length_ = 0;
-    std::vector<Tensor> empty_;
-    std::vector<Input> past_;  // by place among the inputs
+    std::vector<Input> state_;  // by place among the inputs
+    ValuePtr tokens_;
 };
 
 struct GenerateOptions {

@@ -75,11 +75,9 @@ void refuse_difference(const std::string& file, const std::string& what, const s
 // `library` is the path of its shared library; empty: $PTP_ONNXRUNTIME, else the system's. Throws Error.
 std::unique_ptr<Backend> onnxruntime_backend(const std::string& library, int threads);
 
-// TensorRT or TensorRT-RTX (`name`), with ONNX Runtime for the token embedding; throws Error where libptp was built
-// without it.
+// TensorRT or TensorRT-RTX (`name`); throws Error where libptp was built without it.
 //
 // `target` is a folder of engines; empty: the only one for this GPU.
-std::unique_ptr<Backend> tensorrt_backend(const std::string& name, const std::string& target,
-                                          std::unique_ptr<Backend> embedding);
+std::unique_ptr<Backend> tensorrt_backend(const std::string& name, const std::string& target);
 
 }  // namespace ptp_core

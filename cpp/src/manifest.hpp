@@ -116,6 +116,10 @@ FileEntry read_file_entry(Fields entry);
 // Return every graph whose place and every tensor whose shape contradicts the manifest's other facts.
 std::vector<std::string> disagreements(const Manifest& manifest);
 
+// Return the input that an output of the embedding or the decoder is fed to in the next step of decoding; an output
+// that is fed to nothing, such as `logits`, is returned as it is.
+std::string becomes(const std::string& output);
+
 // Refuse a graph with inputs that the runtime does not know or without outputs that it needs; throws Error.
 void require_names(const GraphSpec& spec, const std::vector<std::string>& inputs,
                    const std::vector<std::string>& outputs);

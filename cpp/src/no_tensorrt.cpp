@@ -4,7 +4,7 @@
 
 namespace ptp_core {
 
-std::unique_ptr<Backend> tensorrt_backend(const std::string& name, const std::string&, std::unique_ptr<Backend>) {
+std::unique_ptr<Backend> tensorrt_backend(const std::string& name, const std::string&) {
     throw Error(PTP_ERROR_BACKEND, "this libptp was built without " + name)
         .advise("build it where NvInfer.h is found (docs/cpp.md)");
 }

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdlib>
+#include <optional>
 #include <utility>
 
 #include "error.hpp"
@@ -121,14 +122,10 @@ TensorSpec spec_from(const Library& library, std::string name, const OrtTensorTy
 class OrtTensor : public Value {
 public:
     OrtTensor(std::shared_ptr<const Library> library, Owned<OrtValue> value)
-        : library_(std::move(library)), value_(std::move(value)) {
-        Out<OrtTensorTypeAndShapeInfo> out(library_->api->ReleaseTensorTypeAndShapeInfo);
-        library_->check(library_->api->GetTensorTypeAndShape(value_.get(), out), "ONNX Runtime returned no tensor");
-        spec_ = spec_from(*library_, "an output", out.take().get());
-    }
+        : library_(std::move(library)), value_(std::move(value)) {}
 
-    ptp_dtype dtype() const override { return spec_.dtype; }
-    const Shape& shape() const override { return spec_.shape; }
+    ptp_dtype dtype() const override { return spec().dtype; }
+    const Shape& shape() const override { return spec().shape; }
     const void* host() override {
         void* data = nullptr;
         library_->check(library_->api->GetTensorMutableData(value_.get(), &data), "ONNX Runtime returned no tensor");
@@ -137,9 +134,19 @@ public:
     OrtValue* get() const { return value_.get(); }
 
 private:
+    // Most outputs are fed back without a look at them.
+    const TensorSpec& spec() const {
+        if (!spec_) {
+            Out<OrtTensorTypeAndShapeInfo> out(library_->api->ReleaseTensorTypeAndShapeInfo);
+            library_->check(library_->api->GetTensorTypeAndShape(value_.get(), out), "ONNX Runtime returned no tensor");
+            spec_ = spec_from(*library_, "an output", out.take().get());
+        }
+        return *spec_;
+    }
+
     std::shared_ptr<const Library> library_;
     Owned<OrtValue> value_;
-    TensorSpec spec_;
+    mutable std::optional<TensorSpec> spec_;
 };
 
 class OrtGraph : public Graph {
@@ -209,6 +216,7 @@ private:
         std::vector<Owned<OrtValue>> owned;
         for (size_t i = 0; i < count; ++i) owned.emplace_back(values[i], api().ReleaseValue);
         if (values) check(api().AllocatorFree(allocator, values));
+        if (count != spec().outputs.size()) throw Error(PTP_ERROR_BACKEND, "ONNX Runtime returned other outputs");
         std::vector<ValuePtr> outputs;
         for (auto& value : owned) outputs.push_back(std::make_shared<OrtTensor>(library_, std::move(value)));
         return outputs;

@@ -62,10 +62,16 @@ struct Window {
     std::vector<int32_t> weights;
 };
 
+// Pillow, too, refuses a side whose weights would not fit into an int of bytes.
+constexpr double MAX_WEIGHTS = 2147483647.0 / sizeof(double);
+
 std::vector<Window> windows(int32_t in, int32_t out, const Filter& filter) {
     const double scale = static_cast<double>(in) / out, filter_scale = std::max(scale, 1.0);
     const double support = filter.support * filter_scale, shrink = 1.0 / filter_scale;
+    if (const double size = 2 * std::ceil(support) + 1; size * out > MAX_WEIGHTS)
+        throw Error(PTP_ERROR_IMAGE, "the image is too long to be resized").got(in).advise("make it shorter");
     std::vector<Window> all;
+    all.reserve(static_cast<size_t>(out));
     std::vector<double> weights;
     for (int32_t i = 0; i < out; ++i) {
         const double centre = (i + 0.5) * scale;
@@ -78,6 +84,7 @@ std::vector<Window> windows(int32_t in, int32_t out, const Filter& filter) {
             sum += weights.back();
         }
         Window window{first, {}};
+        window.weights.reserve(weights.size());
         for (double weight : weights) {
             if (sum != 0.0) weight /= sum;
             window.weights.push_back(static_cast<int32_t>((weight < 0 ? -0.5 : 0.5) + weight * (1 << PRECISION_BITS)));

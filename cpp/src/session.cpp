@@ -16,19 +16,23 @@ std::unique_ptr<ptp_core::Backend> make_backend(const ptp_options& options) {
     if (is_onnxruntime && options.target)
         throw ptp_core::Error(PTP_ERROR_CONFIG, "target chooses an engine, which onnxruntime has none of")
             .advise("leave it out");
-    auto onnxruntime = ptp_core::onnxruntime_backend(options.onnxruntime ? options.onnxruntime : "", options.threads);
-    if (is_onnxruntime) return onnxruntime;
-    return ptp_core::tensorrt_backend(name, options.target ? options.target : "", std::move(onnxruntime));
+    if (!is_onnxruntime && (options.onnxruntime || options.threads))
+        throw ptp_core::Error(PTP_ERROR_CONFIG, "onnxruntime and threads are options of the backend onnxruntime")
+            .got("backend " + name)
+            .advise("leave them out");
+    if (is_onnxruntime)
+        return ptp_core::onnxruntime_backend(options.onnxruntime ? options.onnxruntime : "", options.threads);
+    return ptp_core::tensorrt_backend(name, options.target ? options.target : "");
 }
 
 }  // namespace
 
 ptp_session::ptp_session(const std::string& folder, const ptp_options& options)
-    : bundle(ptp_core::open_bundle(folder)),
-      backend(make_backend(options)),
+    : backend(make_backend(options)),  // before gigabytes are read
+      bundle(ptp_core::open_bundle(folder)),
       backend_name(backend->describe()),
-      encoder(bundle, *backend),
-      decoder(options.vision_only ? nullptr : std::make_unique<const ptp_core::Decoder>(bundle, *backend)) {}
+      encoder(bundle, *backend, options.vision_only != 0),
+      decoder(options.vision_only ? nullptr : std::make_unique<const ptp_core::Decoder>(bundle, *backend, encoder.embedding())) {}
 
 void ptp_session::set_error(const std::string& text) {
     const std::lock_guard lock(mutex_);

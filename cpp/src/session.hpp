@@ -26,8 +26,8 @@ struct ptp_session {
     // Return the calling thread's last error.
     const char* last_error();
 
-    const ptp_core::Bundle bundle;
     const std::unique_ptr<ptp_core::Backend> backend;
+    const ptp_core::Bundle bundle;
     const std::string backend_name;
     const ptp_core::VisualEncoder encoder;
     const std::unique_ptr<const ptp_core::Decoder> decoder;  // null where only the vision part was asked for

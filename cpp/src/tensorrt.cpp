@@ -39,16 +39,17 @@ std::shared_ptr<TensorRtLibrary> open_library(const std::string& name) {
     if (name != PTP_TENSORRT_NAME)
         throw Error(PTP_ERROR_BACKEND, "this libptp was built with " PTP_TENSORRT_NAME).got(name);
     // TensorRT must not be asked first: without a driver it returns garbage
-    int count = 0;
+    int count = 0, current = 0;
     cudaDeviceProp device{};
-    if (cudaGetDeviceCount(&count) != cudaSuccess || count < 1 || cudaGetDeviceProperties(&device, 0) != cudaSuccess) {
+    if (cudaGetDeviceCount(&count) != cudaSuccess || count < 1 || cudaGetDevice(&current) != cudaSuccess ||
+        cudaGetDeviceProperties(&device, current) != cudaSuccess) {
         throw Error(PTP_ERROR_BACKEND, "the backend " + name + " needs an NVIDIA GPU")
             .got("no CUDA device")
             .advise("run on a machine where nvidia-smi lists one, or use the backend onnxruntime");
     }
     auto library = std::make_shared<TensorRtLibrary>();
     library->machine = {name, library_version(), device.name, {device.major, device.minor}};
-    library->memory = std::make_shared<DeviceMemory>();
+    library->memory = std::make_shared<DeviceMemory>(current);
     library->runtime.reset(nvinfer1::createInferRuntime(library->log));
     if (!library->runtime) throw Error(PTP_ERROR_BACKEND, name + " cannot be started").got(library->log.text());
     return library;
@@ -56,15 +57,16 @@ std::shared_ptr<TensorRtLibrary> open_library(const std::string& name) {
 
 class TensorRtBackend : public Backend {
 public:
-    TensorRtBackend(const std::string& name, std::string target, std::unique_ptr<Backend> embedding)
-        : library_(open_library(name)), target_(std::move(target)), embedding_(std::move(embedding)) {}
+    TensorRtBackend(const std::string& name, std::string target)
+        : library_(open_library(name)), target_(std::move(target)) {}
 
     std::unique_ptr<Graph> load(const Bundle& bundle, GraphKind kind) override {
-        // a table look-up, which stays on the CPU
-        if (kind == GraphKind::embed) return embedding_->load(bundle, kind);
+        const DeviceMemory::Use use = library_->memory->use();
         EngineFile file = find_engine(bundle, kind, library_->machine, target_);
         const MappedFile bytes(file.path, file.config.engine.bytes);
         library_->log.clear();
+        if (file.config.flags.count("VERSION_COMPATIBLE"))  // such an engine carries code of its own release along
+            library_->runtime->setEngineHostCodeAllowed(true);
         std::unique_ptr<nvinfer1::ICudaEngine> engine(
             library_->runtime->deserializeCudaEngine(bytes.data(), bytes.size()));
         if (!engine) {
@@ -73,6 +75,8 @@ public:
                 .got(words.empty() ? "no engine" : words)
                 .advise("build it again: " + file.rebuild);
         }
+        if (engine->getStreamableWeightsSize() > 0)  // of an engine that was built with weight streaming
+            engine->setWeightStreamingBudgetV2(engine->getWeightStreamingAutomaticBudget());
         return engine_graph(library_, std::move(engine), std::move(file), spec_of(bundle.manifest, kind));
     }
 
@@ -81,14 +85,12 @@ public:
 private:
     std::shared_ptr<TensorRtLibrary> library_;
     std::string target_;
-    std::unique_ptr<Backend> embedding_;
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> tensorrt_backend(const std::string& name, const std::string& target,
-                                          std::unique_ptr<Backend> embedding) {
-    return std::make_unique<TensorRtBackend>(name, target, std::move(embedding));
+std::unique_ptr<Backend> tensorrt_backend(const std::string& name, const std::string& target) {
+    return std::make_unique<TensorRtBackend>(name, target);
 }
 
 }  // namespace ptp_core

@@ -48,7 +48,11 @@ Tokenizer Tokenizer::from_json(std::string_view text, const std::string& name) {
     } catch (const SchemaProblem& problem) {
         throw Error(PTP_ERROR_BUNDLE, what)
             .got(problem.what())
-            .advise("tokenise in your application, or use the Python runtime");
+            .advise("use the Python runtime, or vision_only with a bundle of --instruction none");
+    } catch (const Error&) {
+        throw;
+    } catch (const std::runtime_error& error) {  // of parse_json; Json::exception is none
+        throw Error(PTP_ERROR_BUNDLE, name + " is not a tokenizer").got(error.what()).advise("export the bundle again");
     } catch (const Json::exception& error) {
         throw Error(PTP_ERROR_BUNDLE, name + " is not a tokenizer").got(error.what()).advise("export the bundle again");
     }
@@ -82,6 +86,7 @@ void Tokenizer::read_added(const Json& list) {
         fields.done();
         by_id_[token.id] = token;
         if (normalized) token.content = normalizer_(traced(token.content)).text;
+        if (token.content.empty()) continue;  // nothing of a text is left that could be this token
         (normalized ? normalized_ : raw_).push_back(std::move(token));
     }
     for (auto* tokens : {&raw_, &normalized_}) {  // the longest of those that begin at a place is taken

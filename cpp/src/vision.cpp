@@ -1,7 +1,9 @@
 #include "vision.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <map>
 
 #include "error.hpp"
@@ -55,11 +57,20 @@ private:
 
 }  // namespace
 
-VisualEncoder::VisualEncoder(const Bundle& bundle, Backend& backend)
-    : manifest_(bundle.manifest), prompter_(bundle.manifest.prompting, read_tokenizer(bundle)) {
-    require_names(manifest_.embed_tokens, {"input_ids"}, {"inputs_embeds"});
-    embed_ = backend.load(bundle, GraphKind::embed);
+VisualEncoder::VisualEncoder(const Bundle& bundle, Backend& backend, bool vision_only)
+    : bundle_(bundle), manifest_(bundle.manifest) {
+    if (!vision_only || manifest_.takes_question()) {
+        prompter();
+        require_names(manifest_.embed_tokens, {"input_ids"}, {"inputs_embeds"});
+        embed_ = backend.load(bundle, GraphKind::embed);
+    }
     vision_ = backend.load(bundle, GraphKind::vision);
+}
+
+const Prompter& VisualEncoder::prompter() const {
+    const std::lock_guard lock(mutex_);
+    if (!prompter_) prompter_.emplace(manifest_.prompting, read_tokenizer(bundle_));
+    return *prompter_;
 }
 
 ValuePtr VisualEncoder::embed(const std::vector<int64_t>& ids) const {
@@ -74,7 +85,7 @@ ValuePtr VisualEncoder::embed(const std::vector<int64_t>& ids) const {
 }
 
 Asked VisualEncoder::ask(std::string_view question) const {
-    Asked asked{prompter_(question), nullptr};
+    Asked asked{prompter()(question), nullptr};
     asked.embeds = embed(asked.prompt.ids);
     return asked;
 }
@@ -147,6 +158,13 @@ VisualTokens VisualEncoder::encode(const Tiles& tiles, const Asked* asked, doubl
     if (valid) std::memcpy(visual.features.bytes.data(), features, visual.features.bytes.size());
     const auto* positions = static_cast<const int64_t*>(outputs.row("image_positions", PTP_INT64, num_kept));
     visual.positions.assign(positions, positions + valid);
+    const std::vector<int64_t>& places = visual.positions;
+    const int64_t packed = visual.packed_length;
+    const bool ascends = std::adjacent_find(places.begin(), places.end(), std::greater_equal<>()) == places.end();
+    if (packed < 0 || packed > MAX_DIMENSION || !ascends || (valid && (places.front() < 0 || places.back() >= packed))) {
+        throw Error(PTP_ERROR_BACKEND, "the vision graph returned impossible positions")
+            .got("of " + std::to_string(packed) + " tokens");
+    }
     const auto* budgets = static_cast<const int32_t*>(outputs.row("tile_budgets", PTP_INT32, tiling.max_tiles));
     visual.tile_budgets.assign(budgets, budgets + tiling.max_tiles);
     if (manifest_.takes_question())

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -27,7 +28,9 @@ struct Asked {
 
 class VisualEncoder {
 public:
-    VisualEncoder(const Bundle& bundle, Backend& backend);
+    // `bundle` must outlive this. With `vision_only`, what tokens and embeddings need is left out where no question has
+    // a say in the image's tokens.
+    VisualEncoder(const Bundle& bundle, Backend& backend, bool vision_only);
 
     // Return the embeddings (1, S, H) of token ids.
     ValuePtr embed(const std::vector<int64_t>& ids) const;
@@ -36,14 +39,19 @@ public:
     // Return the visual tokens of one image; throws Error.
     VisualTokens encode(const Tiles& tiles, const Asked* asked, double alpha, int64_t num_kept) const;
 
-    const Prompter& prompter() const { return prompter_; }
+    // Throws Error where this version cannot use the bundle's tokenizer.
+    const Prompter& prompter() const;
+    // The embedding graph; there is none where it was left out.
+    Graph& embedding() const { return *embed_; }
 
 private:
     Tensor input(const TensorSpec& spec, const Tiles& tiles, const Asked* asked, double alpha, int64_t num_kept) const;
     Tensor prompt_embeds(const TensorSpec& spec, Value& embeds) const;
 
+    const Bundle& bundle_;
     const Manifest& manifest_;
-    Prompter prompter_;
+    mutable std::mutex mutex_;
+    mutable std::optional<Prompter> prompter_;
     std::unique_ptr<Graph> embed_, vision_;
 };
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -64,24 +65,41 @@ def cpp_environment() -> dict[str, str]:
     return os.environ | {"PTP_ONNXRUNTIME": str(library), "UBSAN_OPTIONS": "print_stacktrace=1"}
 
 
+def _make(preset: str) -> Path:
+    """Build, and return the folder."""
+    configure = ["cmake", "--preset", preset]
+    if preset == "sanitize":
+        source = Path(__file__).parent / "sanitized"
+        configure = ["cmake", "-G", "Ninja", "-S", str(source), "-B", str(BUILDS / preset)]
+    for command in (configure, ["cmake", "--build", str(BUILDS / preset)]):
+        result = subprocess.run(
+            ["nice", *command], cwd=ROOT / "cpp", capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        )
+        assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
+    return BUILDS / preset / ("cpp" if preset == "sanitize" else "")
+
+
+_workers = ThreadPoolExecutor(1)
+_builds: dict[str, Future[Path]] = {}
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begin to build as soon as it is known that a test will ask for it: minutes, in which other tests run."""
+    here = Path(__file__).parent
+    if not session.config.option.collectonly and any(item.path.parent == here for item in session.items):
+        for preset in ("tests", "sanitize"):
+            _builds[preset] = _workers.submit(_make, preset)
+
+
+def pytest_sessionfinish() -> None:
+    """Begin no build that nobody waits for any more."""
+    _workers.shutdown(wait=False, cancel_futures=True)
+
+
 @pytest.fixture(scope="session")
 def cpp_build() -> Build:
     """Returns the folder of a build: the preset `tests`, or `sanitize`, which has a stand-in for TensorRT too."""
-    built: dict[str, Path] = {}
-
-    def get(preset: str) -> Path:
-        if preset not in built:
-            configure = ["cmake", "--preset", preset]
-            if preset == "sanitize":
-                source = Path(__file__).parent / "sanitized"
-                configure = ["cmake", "-G", "Ninja", "-S", str(source), "-B", str(BUILDS / preset)]
-            for command in (configure, ["cmake", "--build", str(BUILDS / preset)]):
-                result = subprocess.run(command, cwd=ROOT / "cpp", capture_output=True, text=True, check=False)
-                assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
-            built[preset] = BUILDS / preset / ("cpp" if preset == "sanitize" else "")
-        return built[preset]
-
-    return get
+    return lambda preset: _builds[preset].result()
 
 
 @pytest.fixture(scope="session", params=["tests", "sanitize"])

@@ -129,7 +129,7 @@ ptp_options options_of(const Json& order) {
     static thread_local std::string backend;
     backend = order.value("backend", "onnxruntime");
     options.backend = backend.c_str();
-    options.threads = 1;
+    if (backend == "onnxruntime") options.threads = 1;
     return options;
 }
 
@@ -223,15 +223,33 @@ Json misuse(const Json& order) {
 Json threads(const Json& order) {
     const ptp::Session session(order["bundle"].get<std::string>());
     const std::string image = order["image"], question = order["question"];
-    const auto count = [&] { return session.encode(session.tiles(image), question.c_str()).view().count; };
-    const int64_t alone = count();
-    std::vector<int64_t> counts(4);
+    const std::vector<std::string> questions = {question, "How many are there?", question, "Which letter is it?"};
+    const auto kept = [&](const std::string& asked) {
+        const ptp::Visual visual = session.encode(session.tiles(image), asked.c_str());
+        const ptp_visual_view view = visual.view();
+        return Json{{"positions", std::vector<int64_t>(view.positions, view.positions + view.count)},
+                    {"ids", session.tokenize(asked).ids}};
+    };
+    const auto answer = [&] {
+        Json ids = Json::array();
+        const ptp::Visual visual = session.encode(session.tiles(image), question.c_str());
+        session.generate(visual, question, [&](int64_t token, std::string_view) {
+            ids.push_back(token);
+            return true;
+        });
+        return ids;
+    };
+    Json alone = Json::array(), together = Json::array();
+    for (const std::string& asked : questions) alone.push_back(kept(asked));
+    alone.push_back(answer());
+    std::vector<Json> found(questions.size());
     std::vector<std::thread> workers;
-    for (int64_t& found : counts) workers.emplace_back([&] { found = count(); });
-    const ptp::Visual visual = session.encode(session.tiles(image), question.c_str());
-    const ptp_answer answer = session.generate(visual, question, nullptr);
+    for (size_t i = 0; i < found.size(); ++i) workers.emplace_back([&, i] { found[i] = kept(questions[i]); });
+    const Json own = answer();
     for (std::thread& worker : workers) worker.join();
-    return {{"alone", alone}, {"counts", counts}, {"tokens", answer.num_tokens}};
+    for (const Json& one : found) together.push_back(one);
+    together.push_back(own);
+    return {{"alone", alone}, {"together", together}};
 }
 
 Json run(const Json& order) {

@@ -14,8 +14,6 @@ import pytest
 from ptp.bundle import Manifest, open_bundle
 from ptp.errors import PtpError
 
-pytestmark = pytest.mark.slow  # needs a compiler and what scripts/install-cpp installs
-
 Change = tuple[list[str | int], Any]
 DELETE = object()
 
@@ -64,6 +62,11 @@ CHANGES: dict[str, list[Change]] = {
     "another name": [(["graphs", "vision_encoder", "inputs", 0, "name"], "x")],
     "no inputs": [(["graphs", "vision_encoder", "inputs"], [])],
     "layers": [(["language_model", "num_layers"], 2)],
+    "an input twice": [(["graphs", "decoder_model_merged", "inputs", 1, "name"], "inputs_embeds")],
+    "an output twice": [(["graphs", "decoder_model_merged", "outputs", 1, "name"], "logits")],
+    "tokens of another type": [(["graphs", "decoder_model_merged", "outputs", 1, "dtype"], "int32")],
+    "a cache of another type": [(["graphs", "decoder_model_merged", "outputs", 5, "dtype"], "float16")],
+    "embeddings of another type": [(["graphs", "embed_tokens", "outputs", 0, "dtype"], "float16")],
 }
 
 

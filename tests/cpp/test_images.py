@@ -16,8 +16,6 @@ from ptp.errors import ImageError
 from ptp.runtime.preprocess.images import load_image
 from ptp.runtime.preprocess.tiles import make_tiles
 
-pytestmark = pytest.mark.slow  # needs a compiler and what scripts/install-cpp installs
-
 Save = Callable[[Path], None]
 
 

@@ -25,8 +25,6 @@ from ptp.runtime.chat_template import ChatTemplate
 from ptp.runtime.detokenize import TextStream
 from ptp.runtime.tokenize import Prompter
 
-pytestmark = pytest.mark.slow  # needs a compiler and what scripts/install-cpp installs
-
 SPECIAL = ["<unk>", "<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>"]
 CORPUS = [
     "What is in the picture? It's what you'll see: we've 1234 cats, they're 12,345. USER: ASSISTANT: [INST] [/INST]",

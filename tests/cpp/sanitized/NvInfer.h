@@ -70,12 +70,16 @@ public:
     virtual Dims getTensorShape(char const* tensorName) const noexcept = 0;
     virtual TensorLocation getTensorLocation(char const* tensorName) const noexcept = 0;
     virtual int32_t getNbOptimizationProfiles() const noexcept = 0;
+    virtual int64_t getStreamableWeightsSize() const noexcept = 0;
+    virtual int64_t getWeightStreamingAutomaticBudget() const noexcept = 0;
+    virtual bool setWeightStreamingBudgetV2(int64_t gpuMemoryBudget) noexcept = 0;
     virtual IExecutionContext* createExecutionContext(ExecutionContextAllocationStrategy strategy) noexcept = 0;
 };
 
 class IRuntime {
 public:
     virtual ~IRuntime() noexcept = default;
+    virtual void setEngineHostCodeAllowed(bool allowed) noexcept = 0;
     virtual ICudaEngine* deserializeCudaEngine(void const* blob, std::size_t size) noexcept = 0;
 };
 

@@ -41,7 +41,8 @@ public:
         return data != nullptr;
     }
 
-    // Open sizes of outputs: one sequence; the cache grows by the new tokens; rows are what `num_kept` says.
+    // Open sizes of outputs: one sequence; the cache grows by the new tokens; rows are what `num_kept` says; embeddings
+    // are as many as tokens.
     Dims getTensorShape(char const* tensor) const noexcept override {
         const std::string name = tensor;
         if (const auto input = shapes_.find(name); input != shapes_.end()) return to_dims(input->second);
@@ -50,8 +51,10 @@ public:
             if (shape[i] != ptp_core::ANY) continue;
             if (const auto kept = addresses_.find("num_kept"); kept != addresses_.end())
                 shape[i] = *static_cast<const int64_t*>(kept->second);
+            else if (const auto ids = shapes_.find("input_ids"); ids != shapes_.end())
+                shape[i] = ids->second[i];
             else
-                shape[i] = i == 0 ? 1 : shapes_.at("attention_mask")[1];
+                shape[i] = i == 0 ? 1 : shapes_.at("attention_mask")[1] + (name == "next_attention_mask");
         }
         return to_dims(shape);
     }
@@ -123,6 +126,9 @@ public:
         return std::string(name) == "num_kept" ? TensorLocation::kHOST : TensorLocation::kDEVICE;
     }
     int32_t getNbOptimizationProfiles() const noexcept override { return profiles_; }
+    int64_t getStreamableWeightsSize() const noexcept override { return 0; }
+    int64_t getWeightStreamingAutomaticBudget() const noexcept override { return 0; }
+    bool setWeightStreamingBudgetV2(int64_t) noexcept override { return true; }
     IExecutionContext* createExecutionContext(ExecutionContextAllocationStrategy) noexcept override {
         return new Context(*graph_, logger_);
     }
@@ -144,6 +150,7 @@ class Runtime : public IRuntime {
 public:
     explicit Runtime(ILogger& logger) : logger_(logger) {}
 
+    void setEngineHostCodeAllowed(bool) noexcept override {}
     ICudaEngine* deserializeCudaEngine(void const* blob, std::size_t size) noexcept override {
         try {
             std::istringstream text(std::string(static_cast<const char*>(blob), size));
@@ -153,7 +160,9 @@ public:
                 throw std::runtime_error("The engine plan file is not compatible with this version of TensorRT");
             const ptp_core::Bundle bundle = ptp_core::open_bundle(folder);
             auto graph = ptp_core::onnxruntime_backend("", 1)->load(
-                bundle, kind == "visual" ? ptp_core::GraphKind::vision : ptp_core::GraphKind::decoder);
+                bundle, kind == "visual"  ? ptp_core::GraphKind::vision
+                        : kind == "embed" ? ptp_core::GraphKind::embed
+                                          : ptp_core::GraphKind::decoder);
             return new Engine(std::move(graph), profiles, logger_);
         } catch (const std::exception& error) {
             logger_.log(ILogger::Severity::kERROR, error.what());
