@@ -1,36 +1,40 @@
 """Build the engines of a bundle: for each target a folder, written beside its place and renamed into it."""
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ptp.bundle.engine import (
+    BUILD_OPTIONS,
     CONFIG_NAME,
+    KINDS,
     EngineBackend,
     EngineConfig,
     EngineKind,
     Profile,
+    build_command,
     engine_folder,
+    graph_of,
 )
 from ptp.bundle.hashes import cache_folder
 from ptp.bundle.manifest import FileEntry, GraphSpec, TensorSpec
 from ptp.bundle.reader import Bundle
 from ptp.bundle.writer import file_entry, staged
-from ptp.cuda import find_device
+from ptp.cuda import device_problem, find_device
 from ptp.engines import tensorrt
+from ptp.engines.build_script import SCRIPT_NAME
 from ptp.engines.memory import estimate
 from ptp.engines.onnx_files import external_files
-from ptp.engines.profiles import default_max_context, llm_profiles, vision_profiles
+from ptp.engines.profiles import default_max_context, profiles_of
 from ptp.engines.targets import Target
 from ptp.engines.worker import Tensor
 from ptp.errors import BuildError, ConfigError, IntegrityError
 
 Progress = Callable[[str], None]
 """Called with what is being done."""
-
-KINDS: tuple[EngineKind, ...] = ("visual", "llm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,12 @@ class BuildOptions:
     weight_streaming: bool = False
     version_compatible: bool = False
     hardware_compatible: bool = False
+
+    @property
+    def flags(self) -> list[str]:
+        """Those that are on, by their names in a fingerprint."""
+        names = {option.removeprefix("--").replace("-", "_"): flag for flag, option in BUILD_OPTIONS.items()}
+        return [flag for name, flag in names.items() if getattr(self, name)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +76,7 @@ def build_engines(
     force: bool = False,
     progress: Progress | None = None,
 ) -> list[BuiltEngine]:
-    """Build the vision engine and the language model's for each target.
+    """Build the engines of the vision graph, the embedding and the decoder for each target.
 
     Args:
         bundle: a verified bundle.
@@ -87,9 +97,16 @@ def build_engines(
     context = default_max_context(bundle.manifest) if max_context is None else max_context
     _check_options(backend, options)
     places = {target: _place(bundle, target) for target in targets}
+    command = build_command(
+        bundle.folder.resolve().name,
+        backend,
+        target=",".join(target.name for target in targets),
+        max_context=max_context,
+        flags=options.flags,
+    )
     for target, folder in places.items():
         _check_place(folder, force=force)
-        _require_builder(bundle, target)
+        _require_builder(bundle, target, command)
     jobs = [_Job.of(bundle, kind, context) for kind in KINDS]
     return [
         engine
@@ -111,9 +128,7 @@ class _Job:
 
     @classmethod
     def of(cls, bundle: Bundle, kind: EngineKind, max_context: int) -> "_Job":
-        manifest = bundle.manifest
-        graph = manifest.graphs.vision_encoder if kind == "visual" else manifest.graphs.decoder_model_merged
-        profiles = vision_profiles(manifest) if kind == "visual" else llm_profiles(manifest, max_context)
+        graph, profiles = graph_of(kind, bundle.manifest.graphs), profiles_of(kind, bundle.manifest, max_context)
         files = _graph_files(bundle, graph)
         return cls(bundle=bundle, kind=kind, max_context=max_context, graph=graph, profiles=profiles, files=files)
 
@@ -126,7 +141,7 @@ class _Job:
             engine=str(engine.absolute()),
             inputs=_tensors(self.graph.inputs),
             outputs=_tensors(self.graph.outputs),
-            profiles=[{name: [x.min, x.opt, x.max] for name, x in p.shapes.items()} for p in self.profiles],
+            profiles=[profile.bounds() for profile in self.profiles],
             **_settings(target, options),
         )
         config = EngineConfig(
@@ -138,7 +153,7 @@ class _Job:
             precision=self.bundle.manifest.model.precision,
             flags=answer.settings,
             profiles=self.profiles,
-            max_context=self.max_context if self.kind == "llm" else None,
+            max_context=self.max_context,
             inputs=_specs(answer.inputs, self.graph.inputs),
             outputs=_specs(answer.outputs, self.graph.outputs),
             graph=self.graph.file,
@@ -202,8 +217,11 @@ def _check_options(backend: EngineBackend, options: BuildOptions) -> None:
         )
 
 
-def _require_builder(bundle: Bundle, target: Target) -> None:
-    """Refuse a target that cannot be built for here: RTX cards need the library, boards the board itself."""
+def _require_builder(bundle: Bundle, target: Target, command: str) -> None:
+    """Refuse a target that cannot be built for here: RTX cards need the library, boards the board itself.
+
+    `command` is the one to run there.
+    """
     there = tensorrt.is_installed(target.backend)
     if target.backend == "tensorrt-rtx":
         if not there:
@@ -211,12 +229,13 @@ def _require_builder(bundle: Bundle, target: Target) -> None:
         return
     device, folder = find_device(), bundle.folder.resolve()
     if device is None or not there:
+        script = shlex.join(["bash", f"{folder.name}/{SCRIPT_NAME}", target.name])
+        without = f" (or, without this package: {script})" if (folder / SCRIPT_NAME).exists() else ""
         raise BuildError(
             "TensorRT engines are built on the device that runs them",
-            got="no CUDA device here" if device is None else "no Python package tensorrt here",
-            do=f"copy the bundle there: scp -r {folder} user@DEVICE: and on it run: "
-            f"ptp build {folder.name} --backend tensorrt --target {target.name} (or, without this package: "
-            f"bash {folder.name}/build.sh {target.name})",
+            got=f"no CUDA device here ({device_problem()})" if device is None else "no Python package tensorrt here",
+            do=f"copy the bundle there: scp -r {shlex.quote(str(folder))} user@DEVICE: and on it run: "
+            f"{command}{without}",
         )
     if device.compute_capability != target.compute_capability:
         raise ConfigError(
@@ -229,7 +248,8 @@ def _require_builder(bundle: Bundle, target: Target) -> None:
 
 def _settings(target: Target, options: BuildOptions) -> dict[str, Any]:
     """Return the fields of a builder's request that follow from target and options."""
-    flags = ["WEIGHT_STREAMING"] * options.weight_streaming + ["VERSION_COMPATIBLE"] * options.version_compatible
+    # that one is no flag of the builder's but a level
+    flags = [flag for flag in options.flags if flag != "HARDWARE_COMPATIBILITY"]
     settings: dict[str, Any] = {"flags": flags, "workspace_bytes": target.workspace_bytes}
     if target.backend == "tensorrt-rtx":
         return settings | {"compute_capability": "SM" + "".join(map(str, target.compute_capability))}

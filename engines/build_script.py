@@ -7,9 +7,9 @@ have no `config.json`, so that `ptp run` does not load them.
 from collections.abc import Sequence
 from pathlib import Path
 
-from ptp.bundle.engine import EngineKind, Profile, Shape, engine_folder
+from ptp.bundle.engine import KINDS, EngineKind, Profile, Shape, engine_folder, graph_of
 from ptp.bundle.manifest import Manifest
-from ptp.engines.profiles import default_max_context, llm_profiles, vision_profiles
+from ptp.engines.profiles import default_max_context, profiles_of
 from ptp.engines.targets import TARGETS
 
 SCRIPT_NAME = "build.sh"
@@ -34,8 +34,7 @@ case ${1:-} in # most scratch memory of one tactic, in MiB
 @WORKSPACES@
     *) fail "no such target; got '${1:-}'; expected one of @TARGETS@" ;;
 esac
-visual=@VISUAL@
-llm=@LLM@
+@FOLDERS@
 
 # Smallest, most frequent and largest shapes of the inputs that are not fixed, for each profile. attention_mask counts
 # the cache and the new tokens; a cache for fewer or more tokens needs other numbers there and in past_key_values.
@@ -63,7 +62,7 @@ case ${2:-trtexec} in
     polygraphy) tool=$(command -v polygraphy) || fail "polygraphy is not in PATH; pip install polygraphy" ;;
     *) fail "no such tool; got '$2'; expected trtexec or polygraphy" ;;
 esac
-mkdir -p "$visual" "$llm"
+mkdir -p @MADE@
 "with_${2:-trtexec}"
 """
 
@@ -87,18 +86,15 @@ def build_script(manifest: Manifest, max_context: int) -> str:
         ConfigError: `max_context` does not fit the bundle.
     """
     boards = {name: target for name, target in TARGETS.items() if target.backend == "tensorrt"}
-    engines: dict[EngineKind, tuple[str, tuple[Profile, ...]]] = {
-        "visual": (manifest.graphs.vision_encoder.file, vision_profiles(manifest)),
-        "llm": (manifest.graphs.decoder_model_merged.file, llm_profiles(manifest, max_context)),
-    }
+    engines = {kind: (graph_of(kind, manifest.graphs).file, profiles_of(kind, manifest, max_context)) for kind in KINDS}
     profiles = [profile for _, profiles in engines.values() for profile in profiles if profile.shapes]
     parts = {
         "TARGETS": ", ".join(boards),
         "WORKSPACES": "\n".join(
             f"    {name}) workspace={(board.workspace_bytes or 0) >> 20} ;;" for name, board in boards.items()
         ),
-        "VISUAL": engine_folder(Path(), "tensorrt", "$1", "visual").as_posix(),
-        "LLM": engine_folder(Path(), "tensorrt", "$1", "llm").as_posix(),
+        "FOLDERS": "\n".join(f"{kind}={engine_folder(Path(), 'tensorrt', '$1', kind).as_posix()}" for kind in KINDS),
+        "MADE": " ".join(f'"${kind}"' for kind in KINDS),
         "SHAPES": "\n".join(_arrays(profile, manifest.language_model.num_layers) for profile in profiles),
         "TRTEXEC": "\n".join(_trtexec(kind, *engine) for kind, engine in engines.items()),
         "POLYGRAPHY": "\n".join(_polygraphy(kind, *engine) for kind, engine in engines.items()),

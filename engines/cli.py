@@ -13,9 +13,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ptp.bundle import Bundle, open_bundle, read_manifest
-from ptp.bundle.engine import EngineBackend
+from ptp.bundle.engine import KINDS, EngineBackend
 from ptp.bundle.summary import human_bytes
-from ptp.cuda import find_device
+from ptp.cuda import device_problem, find_device
 from ptp.engines.profiles import default_max_context, llm_profiles
 from ptp.engines.targets import TARGETS, Target, target_of_device, targets_of
 from ptp.errors import ConfigError
@@ -83,7 +83,7 @@ def build(
         console.print("this bundle is fp32; one of --dtype fp16 needs half the memory, which a board shares")
     with _progress() as say:
         engines = build_engines(
-            opened, backend, targets, max_context=context, options=options, force=force, progress=say
+            opened, backend, targets, max_context=max_context, options=options, force=force, progress=say
         )
     if not as_json:
         for engine in engines:
@@ -106,6 +106,7 @@ def _chosen(names: str | None, backend: EngineBackend) -> tuple[Target, ...]:
     if device is None:
         raise ConfigError(
             "there is no CUDA device here to build for",
+            got=device_problem(),
             expected=", ".join(name for name, target in TARGETS.items() if target.backend == backend),
             do="choose with --target",
         )
@@ -119,14 +120,13 @@ def _say_that_nothing_is_built(bundle: Folder, backend: str, *, as_json: bool) -
 
 
 def _print_estimates(bundle: Bundle, targets: Sequence[Target], max_context: int, *, as_json: bool) -> None:
-    from ptp.engines.build import KINDS
-    from ptp.engines.memory import embedding_bytes, estimate, run_total, usable_bytes
+    from ptp.engines.memory import estimate, run_total, usable_bytes
 
     console, found = Console(highlight=False, soft_wrap=True), []
     for target in targets:
         estimates = {kind: estimate(bundle, target, kind, max_context) for kind in KINDS}
         peak = max(x.build_bytes for x in estimates.values())
-        total, usable = run_total(embedding_bytes(bundle), estimates.values()), usable_bytes(target)
+        total, usable = run_total(estimates.values()), usable_bytes(target)
         fits = None if usable is None else max(peak, total) <= usable
         found.append(
             {

@@ -15,7 +15,7 @@ from typing import TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from ptp.bundle import Bundle, Manifest
-from ptp.bundle.engine import EngineKind
+from ptp.bundle.engine import EngineKind, graph_of
 from ptp.bundle.manifest import GraphSpec, LanguageModel, Precision, Size, Tiling
 from ptp.engines.profiles import longest_prompt
 from ptp.engines.targets import Target
@@ -23,6 +23,9 @@ from ptp.errors import SchemaError
 
 BUILDER_BASE_BYTES = 380 << 20
 """A process with the builder's libraries, and a graph of some thousand nodes."""
+
+TABLE_BASE_BYTES = 200 << 20
+"""The same with a graph of one node, the token embedding's."""
 
 MAPPED_COPIES = 1.2
 ENGINE_COPIES = 2
@@ -36,7 +39,7 @@ MLP_WIDTHS = 4
 """Width of the language model's MLP, in widths of the model, where `config.json` leaves it to transformers' default."""
 
 HOST_BYTES = 600 << 20
-"""Python, numpy, ONNX Runtime for the embeddings, the engines' library, a CUDA context. Assumed, not measured."""
+"""Python, numpy, the engines' library, a CUDA context. Assumed, not measured."""
 
 SYSTEM_BYTES = 1536 << 20
 """What the rest of a Jetson's system takes, desktop included. Assumed, not measured."""
@@ -88,8 +91,8 @@ def estimate(bundle: Bundle, target: Target, kind: EngineKind, max_context: int)
     Args:
         bundle: a bundle with its `config.json` and `report.json`.
         target: what the engine is for.
-        kind: which of the two engines.
-        max_context: tokens that the cache has room for; not used for `visual`.
+        kind: which of the engines.
+        max_context: tokens that the cache has room for; used for `llm` only.
 
     Raises:
         BundleError: one of those files is missing or not as an export writes it.
@@ -111,24 +114,20 @@ def engine_estimate(target: Target, kind: EngineKind, *, weights: int, activatio
         weights=weights,
         activations=activations,
         cache=cache,
-        build_bytes=builder_bytes(weights, copies) + on_the_board,
+        build_bytes=builder_bytes(weights, copies, TABLE_BASE_BYTES if kind == "embed" else BUILDER_BASE_BYTES)
+        + on_the_board,
         run_bytes=copies * weights + activations + cache,
     )
 
 
-def builder_bytes(weights: int, copies: int = 1) -> int:
+def builder_bytes(weights: int, copies: int = 1, base: int = BUILDER_BASE_BYTES) -> int:
     """Return the peak of a builder's process, whose engine holds the weights so many times, in bytes."""
-    return BUILDER_BASE_BYTES + round((MAPPED_COPIES + ENGINE_COPIES * copies) * weights)
+    return base + round((MAPPED_COPIES + ENGINE_COPIES * copies) * weights)
 
 
-def embedding_bytes(bundle: Bundle) -> int:
-    """Return the bytes of the embeddings, which stay on the host."""
-    return _file_bytes(bundle.manifest.graphs.embed_tokens, bundle.manifest)
-
-
-def run_total(embeddings: int, estimates: Iterable[Estimate]) -> int:
-    """Return the bytes of a run: the engines, the process around them, and the embeddings."""
-    return HOST_BYTES + embeddings + sum(x.run_bytes for x in estimates)
+def run_total(estimates: Iterable[Estimate]) -> int:
+    """Return the bytes of a run: the engines, and the process around them."""
+    return HOST_BYTES + sum(x.run_bytes for x in estimates)
 
 
 def usable_bytes(target: Target) -> int | None:
@@ -168,10 +167,8 @@ def vision_values(
 
 def _weights(bundle: Bundle, kind: EngineKind) -> int:
     """Return the bytes of the weights that an engine's graph refers to, in whichever file they are."""
-    manifest = bundle.manifest
-    if kind == "llm":
-        return _file_bytes(manifest.graphs.decoder_model_merged, manifest)
-    return _file_bytes(manifest.graphs.vision_encoder, manifest) + _read(bundle, _Report).shared_weight_bytes
+    shared = _read(bundle, _Report).shared_weight_bytes if kind == "visual" else 0
+    return _file_bytes(graph_of(kind, bundle.manifest.graphs), bundle.manifest) + shared
 
 
 def _file_bytes(graph: GraphSpec, manifest: Manifest) -> int:
@@ -182,7 +179,11 @@ def _file_bytes(graph: GraphSpec, manifest: Manifest) -> int:
 
 def _activations(bundle: Bundle, kind: EngineKind) -> int:
     """Return the bytes of the largest block's values."""
-    manifest, config = bundle.manifest, _read(bundle, _Config)
+    manifest = bundle.manifest
+    if kind == "embed":
+        item = ITEM_BYTES[manifest.model.precision]
+        return item * manifest.prompting.max_prompt * manifest.language_model.hidden_size
+    config = _read(bundle, _Config)
     model, tower = manifest.language_model, config.vision_config
     mlp = config.text_config.intermediate_size or MLP_WIDTHS * model.hidden_size
     text = Block(width=model.hidden_size, heads=model.hidden_size // model.head_dim, mlp=mlp)

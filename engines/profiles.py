@@ -6,7 +6,7 @@ checked here, before a build.
 
 from dataclasses import dataclass
 
-from ptp.bundle.engine import Profile, ShapeRange
+from ptp.bundle.engine import EngineKind, Profile, ShapeRange
 from ptp.bundle.manifest import Manifest, TensorSpec
 from ptp.errors import ConfigError
 
@@ -39,6 +39,19 @@ def default_max_context(manifest: Manifest) -> int:
 def longest_prompt(manifest: Manifest) -> int:
     """Return the most tokens that a prefill takes: text and the largest K."""
     return manifest.prompting.max_prompt + _kept(manifest)[2]
+
+
+def profiles_of(kind: EngineKind, manifest: Manifest, max_context: int) -> tuple[Profile, ...]:
+    """Return the profiles of an engine; arguments and errors are those of `llm_profiles`."""
+    if kind == "visual":
+        return vision_profiles(manifest)
+    return embed_profiles(manifest) if kind == "embed" else llm_profiles(manifest, max_context)
+
+
+def embed_profiles(manifest: Manifest) -> tuple[Profile, ...]:
+    """Return the one profile of the embedding engine: the text of a prompt, or most often the one token before."""
+    one, longest = (1, 1), (1, manifest.prompting.max_prompt)
+    return (Profile(name="tokens", shapes={"input_ids": ShapeRange(min=one, opt=one, max=longest)}),)
 
 
 def vision_profiles(manifest: Manifest) -> tuple[Profile, ...]:

@@ -12,12 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ptp.bundle.engine import EngineBackend
+from ptp.bundle.engine import MODULES, EngineBackend
 from ptp.engines.worker import REPEATABLE, Answer, Request
 from ptp.errors import BuildError
-
-MODULES: dict[EngineBackend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-"""The package that is imported; none of it in this process."""
 
 LIBRARIES: dict[EngineBackend, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 

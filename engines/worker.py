@@ -8,6 +8,7 @@ One code serves TensorRT-RTX 1.7 and TensorRT 10.3 to 11, whose bindings differ 
 since their numbers and their number change between versions.
 """
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -129,12 +130,12 @@ class _Build:
         engine = self.builder.build_serialized_network(network, config)
         if engine is None:
             raise RefusedError(self.log.text() or "the builder returned no engine and no reason")
-        self._keep_timings(config)
         if self.request.engine is not None:
             with open(self.request.engine, "wb") as file:
                 file.write(engine)
                 file.flush()
                 os.fsync(file.fileno())
+        self._keep_timings(config)
         return Answer(
             version=self.trt.__version__,
             settings=self.settings,
@@ -182,10 +183,11 @@ class _Build:
                 raise RefusedError(self.log.text() or f"{request.compute_capability} was refused")
             self.settings["COMPUTE_CAPABILITY"] = request.compute_capability
         if request.timing_cache is not None:
-            path = Path(request.timing_cache)
-            known = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+            known = None
+            with contextlib.suppress(OSError, RuntimeError):  # it only saves work: a damaged one costs a second timing
+                known = config.create_timing_cache(Path(request.timing_cache).read_bytes())
             # one of another device is refused, and timing begins anew
-            if not config.set_timing_cache(known, ignore_mismatch=False):
+            if known is None or not config.set_timing_cache(known, ignore_mismatch=False):
                 config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
         fixed = {name for name, _, shape in inputs if -1 not in shape}
         for number, bounds in enumerate(request.profiles):
@@ -200,10 +202,11 @@ class _Build:
         if self.request.timing_cache is None:
             return
         path = Path(self.request.timing_cache)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stage = path.with_name(f"{path.name}.{os.getpid()}")
-        stage.write_bytes(memoryview(config.get_timing_cache().serialize()))
-        stage.replace(path)
+        with contextlib.suppress(OSError):  # the engine is there already
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stage = path.with_name(f"{path.name}.{os.getpid()}")
+            stage.write_bytes(memoryview(config.get_timing_cache().serialize()))
+            stage.replace(path)
 
     def _named(self, group: str, name: str) -> Any:
         member = getattr(getattr(self.trt, group, None), name, None)
@@ -268,8 +271,9 @@ def _start_again_repeatably() -> None:
     builds differ in some bytes. Where the system refuses, they do.
     """
     if sys.platform == "linux" and ctypes.CDLL(None).personality(ADDR_NO_RANDOMIZE) >= 0:
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         os.execv(sys.executable, [word for word in sys.orig_argv if word != REPEATABLE])
 
 

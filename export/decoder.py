@@ -23,7 +23,10 @@ class EmbedGraph(nn.Module):
 
 
 class DecoderGraph(nn.Module):
-    """Transformer decoder with a key/value cache and the logits of the last token.
+    """Transformer decoder with a key/value cache, the logits of the last token, and all that the next step starts from.
+
+    Whoever takes the likeliest token each time feeds outputs back as inputs, and needs nothing on the host but the
+    token itself, to show it.
 
     Args:
         model: transformers' `LlavaNextForConditionalGeneration` or any model with the same two attributes.
@@ -51,7 +54,9 @@ class DecoderGraph(nn.Module):
             past_key_values: key and value of each layer, (B, kv heads, past, head_dim).
 
         Returns:
-            logits (B, 1, V) float32 of the last token, then key and value of each layer, (B, kv heads, past + S, d).
+            logits (B, 1, V) float32 of the last token; next_tokens (B, 1) int64, see `likeliest`; attention mask
+            (B, past + S + 1) and position (B, 1) of a step that appends one token; then key and value of each layer,
+            (B, kv heads, past + S, d).
         """
         cache = DynamicCache()
         cache.layers = [_filled(*past_key_values[2 * layer : 2 * layer + 2]) for layer in range(self.num_layers)]
@@ -64,7 +69,8 @@ class DecoderGraph(nn.Module):
         ).last_hidden_state
         logits = self.lm_head(hidden[:, -1:]).float()
         present = [x for layer in cache.layers for x in (layer.keys, layer.values)]
-        return (logits, *present)
+        mask = torch.cat([attention_mask, torch.ones_like(attention_mask[:, :1])], dim=1)
+        return (logits, likeliest(logits), mask, position_ids[:, -1:] + 1, *present)
 
     def _mask(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Any:
         """Return the additive mask (B, 1, S, past + S), by the order of tokens and not by their positions."""
@@ -81,6 +87,20 @@ class DecoderGraph(nn.Module):
     @staticmethod
     def _additive(allowed: Tensor, attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
         return additive_mask(allowed[None, None] & (attention_mask[:, None, None, :] != 0), dtype)  # (B, 1, S, total)
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """Return the likeliest token, the first of equals, as (B, 1) int64 for logits (B, 1, V).
+
+    It is V, which is no token, where a logit is NaN or the largest is not finite. ArgMax would be shorter, but which of
+    equals TensorRT's takes is not documented, and what each backend's makes of NaN differs.
+    """
+    size = logits.shape[-1]
+    best = logits.amax(dim=-1, keepdim=True)  # (B, 1, 1)
+    token = torch.where(logits == best, torch.arange(size, dtype=torch.int32), size).amin(dim=-1)  # (B, 1)
+    numbers = torch.where(torch.isnan(logits), 0, 1).to(torch.int32).amin(dim=-1)  # (B, 1), 0 where one is NaN
+    usable = (numbers > 0) & (best.abs() < float("inf")).squeeze(-1)
+    return torch.where(usable, token, size).to(torch.int64)
 
 
 def _filled(keys: Tensor, values: Tensor) -> DynamicLayer:

@@ -91,7 +91,7 @@ def estimate(plan: Plan, checkpoint: Checkpoint) -> Sizes:
 
 
 def _board_memory(plan: Plan, checkpoint: Checkpoint, sizes: tuple[int, int, int]) -> tuple[int, int]:
-    """Return the bytes that a Jetson needs to build the larger engine, and to run both; `sizes` are the weights'."""
+    """Return the bytes that a Jetson needs to build the largest engine, and to run all; `sizes` are the weights'."""
     vision, embed, decoder = sizes
     precision, tokens = plan.config.precision, plan.config.max_prompt + plan.schedule.num_kept_range[1]
     scores = memory.keeps_scores(precision)
@@ -110,7 +110,9 @@ def _board_memory(plan: Plan, checkpoint: Checkpoint, sizes: tuple[int, int, int
         activations=memory.COMPUTED_BYTES * _block(checkpoint.config.text_config).values(tokens, scores=scores),
         cache=2 * memory.cache_bytes(plan.language_model, precision, tokens + NEW_TOKENS),
     )
-    return max(visual.build_bytes, llm.build_bytes), memory.run_total(embed, (visual, llm))
+    table = memory.engine_estimate(board, "embed", weights=embed, activations=0, cache=0)
+    engines = (visual, table, llm)
+    return max(x.build_bytes for x in engines), memory.run_total(engines)
 
 
 def _parameters(module: Any) -> int:

@@ -14,13 +14,16 @@ from typing import Any
 
 from torch import nn
 
+from ptp.bundle.engine import KINDS
 from ptp.bundle.manifest import Graphs, GraphSpec, Manifest, ModelInfo, Parity
 from ptp.bundle.reader import Bundle
 from ptp.bundle.vectors import VECTORS_NAME, write_vectors
 from ptp.bundle.writer import check_destination, file_entries, file_entry, staged, write_manifest
 from ptp.engines import tensorrt
 from ptp.engines.build_script import write_build_script
+from ptp.engines.memory import estimate
 from ptp.engines.profiles import default_max_context, longest_prompt
+from ptp.engines.targets import TARGETS
 from ptp.export.checkpoint import Checkpoint, load_weights, open_checkpoint
 from ptp.export.config import ExportConfig
 from ptp.export.decoder import DecoderGraph, EmbedGraph
@@ -34,7 +37,7 @@ from ptp.export.specs import GraphIO
 from ptp.export.to_onnx import save, trace
 from ptp.export.vision import build_vision_graph
 from ptp.report.evaluation import read_evaluation
-from ptp.report.page import write_report
+from ptp.report.page import EngineMemory, write_report
 
 Progress = Callable[[str, int | None, int | None], None]
 """Called with what is being done, and how much of it is done where that is known."""
@@ -112,12 +115,16 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
             parity=_parity(check),
             vectors=VECTORS_NAME,
         )
-        if longest_prompt(manifest) < default_max_context(manifest):
+        has_engines = longest_prompt(manifest) < default_max_context(manifest)
+        if has_engines:
             manifest = _with_file(manifest, write_build_script(stage, manifest))
         if evaluation:
             gc.collect()  # the runtime needs the memory that the model had
             bundle = Bundle(folder=stage, manifest=manifest)
-            report = write_report(bundle, evaluation, lambda done, total: say("writing the report", done, total))
+            memory = _engine_memory(bundle, check) if has_engines else ()
+            report = write_report(
+                bundle, evaluation, memory, lambda done, total: say("writing the report", done, total)
+            )
             manifest = _with_file(manifest, report)
         write_manifest(stage, manifest)
     return Bundle(folder=config.out, manifest=manifest)
@@ -168,6 +175,19 @@ def _with_file(manifest: Manifest, path: Path) -> Manifest:
     """Return a manifest that lists one more file at the top of the bundle."""
     files = manifest.files | {path.name: file_entry(path)}
     return manifest.model_copy(update={"files": dict(sorted(files.items()))})
+
+
+def _engine_memory(bundle: Bundle, check: VisionCheck) -> tuple[EngineMemory, ...]:
+    """Return what the engines need on an RTX card, all of which need the same."""
+    card = next(target for target in TARGETS.values() if target.backend == "tensorrt-rtx")
+    estimates = {kind: estimate(bundle, card, kind, default_max_context(bundle.manifest)) for kind in KINDS}
+    measured = {"visual": check.build.peak_bytes} if check.build else {}
+    return tuple(
+        EngineMemory(
+            name=kind, run_bytes=x.run_bytes, build_bytes=x.build_bytes, measured_bytes=measured.get(kind) or None
+        )
+        for kind, x in estimates.items()
+    )
 
 
 def _parity(check: VisionCheck) -> Parity:

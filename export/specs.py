@@ -97,6 +97,9 @@ def decoder_io(model: LanguageModel, precision: Precision) -> GraphIO:
         ),
         outputs=(
             _tensor("logits", "float32", "batch_size", 1, model.vocab_size),
+            _tensor("next_tokens", "int64", "batch_size", 1),
+            _tensor("next_attention_mask", "int64", "batch_size", "next_sequence_length"),
+            _tensor("next_position_ids", "int64", "batch_size", 1),
             *cache("present", "total_sequence_length"),
         ),
     )

@@ -40,6 +40,23 @@ class Level:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineMemory:
+    """Bytes of an engine of the export: what it needs by the estimate, and what its builder took.
+
+    Attributes:
+        name: of the engine.
+        run_bytes: estimated for a run.
+        build_bytes: estimated for the builder's process.
+        measured_bytes: its peak at export; None where it was not built then.
+    """
+
+    name: str
+    run_bytes: int
+    build_bytes: int
+    measured_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Line:
     """A method's line of the table: one cell for each keep, None where it was not measured."""
 
@@ -49,12 +66,18 @@ class Line:
     difference: Difference | None
 
 
-def write_report(bundle: Bundle, evaluation: Evaluation, progress: Progress | None = None) -> Path:
+def write_report(
+    bundle: Bundle,
+    evaluation: Evaluation,
+    memory: Sequence[EngineMemory] = (),
+    progress: Progress | None = None,
+) -> Path:
     """Write `report.html` into a bundle's folder.
 
     Args:
         bundle: a bundle whose files are those of its manifest.
         evaluation: of its checkpoint.
+        memory: of its engines; without any, the report has no such section.
         progress: called with questions asked and questions in all.
 
     Returns:
@@ -78,6 +101,7 @@ def write_report(bundle: Bundle, evaluation: Evaluation, progress: Progress | No
         method=method,
         keeps=keeps,
         lines=table(results, keeps, keep),
+        memory=memory,
         shown=show_examples(bundle, evaluation.examples, progress or (lambda done, total: None)),
     )
     path = bundle.folder / REPORT_NAME

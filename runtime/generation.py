@@ -178,16 +178,18 @@ class Generation:
 
     def _tokens(self) -> Iterator[int]:
         """Yield the tokens of the answer, without the end token."""
-        sampler, decoding = Sampler(self._sampling), self._decoder.begin()
+        sampler = Sampler(self._sampling) if self._sampling.temperature else None
+        decoding, tokens = self._decoder.begin(), None
         end_tokens = self._encoder.manifest.prompting.eos_token_ids
-        embeds, positions = self._sequence.embeds, self._sequence.positions
-        for position in range(
-            self._sequence.next_position, self._sequence.next_position + self._sampling.max_new_tokens
-        ):
-            token = sampler.choose(decoding.step(embeds, positions))
+        for _ in range(self._sampling.max_new_tokens):
+            if tokens is None:
+                prediction = decoding.prefill(self._sequence.embeds, self._sequence.positions)
+            else:
+                prediction = decoding.append(tokens)
+            token = sampler.choose(prediction.logits) if sampler else prediction.token
+            tokens = np.array([[token]]) if sampler else prediction.tokens
             self._token_ids.append(token)
             if token in end_tokens:
                 self._stop_reason = "eos"
                 return
             yield token
-            embeds, positions = self._encoder.embed([token]), np.array([position])

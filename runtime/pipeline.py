@@ -35,7 +35,7 @@ class Pipeline:
     def __init__(self, bundle: Bundle, load_graph: LoadGraph) -> None:
         self.manifest = bundle.manifest
         self._encoder = VisualEncoder(bundle, load_graph)
-        self._decoder = Decoder(bundle, load_graph)
+        self._decoder = Decoder(bundle, load_graph, self._encoder.embedding)
 
     @classmethod
     def load(

@@ -55,11 +55,18 @@ class SamplingOptions(TypedDict, total=False):
     stop: tuple[str, ...]
 
 
+def unusable_logits() -> BackendError:
+    """Return the error of logits that hold no usable number."""
+    return BackendError(
+        "the decoder returned numbers that are not finite", do="export with --dtype fp32 or report the model"
+    )
+
+
 class Sampler:
-    """Chooses tokens for one answer.
+    """Draws the tokens of one answer.
 
     Args:
-        sampling: the options.
+        sampling: the options; the temperature is above 0.
     """
 
     def __init__(self, sampling: Sampling) -> None:
@@ -73,12 +80,7 @@ class Sampler:
             BackendError: the logits hold no usable number.
         """
         if np.isnan(logits).any() or not np.isfinite(logits.max()):
-            raise BackendError(
-                "the decoder returned numbers that are not finite",
-                do="export with --dtype fp32 or report the model",
-            )
-        if self._sampling.temperature == 0:
-            return int(logits.argmax())
+            raise unusable_logits()
         probabilities = softmax(warp(logits, self._sampling.temperature, self._sampling.top_p).astype(np.float64))
         return int(self._random.choice(len(logits), p=probabilities))
 

@@ -67,8 +67,8 @@ def arithmetic_of(
         return "bf16"
     if export == "fp16":
         return "fp16"
-    on_cpu = backend == "openvino" or (backend == "onnxruntime" and provider in (None, "cpu"))
-    return "fp32" if on_cpu else "tf32"
+    # engines are built and CUDA is asked without TF32; these two providers decide for themselves
+    return "tf32" if provider in ("tensorrt", "nvtensorrtrtx") else "fp32"
 
 
 def verify_bundle(bundle: Bundle, load_graph: LoadGraph, arithmetic: Arithmetic) -> Verification:
@@ -86,7 +86,8 @@ def verify_bundle(bundle: Bundle, load_graph: LoadGraph, arithmetic: Arithmetic)
         BackendError: a graph cannot be loaded, or failed.
     """
     vectors = read_vectors(bundle)
-    encoder, decoder = VisualEncoder(bundle, load_graph), Decoder(bundle, load_graph)
+    encoder = VisualEncoder(bundle, load_graph)
+    decoder = Decoder(bundle, load_graph, encoder.embedding)
     return Verification(
         images=tuple((int(x.image_size[0]), int(x.image_size[1])) for x in vectors),
         arithmetic=arithmetic,
@@ -143,9 +144,9 @@ def _check_answers(
         # rounding may choose another token where two are nearly as good, and the answer goes another way from there
         close = np.append(vector.leads <= 2 * LOGITS[arithmetic], True)
         tokens = vector.tokens[: close.argmax()].tolist()
-        found, equal = _answer(vector, tokens, encoder, decoder)
+        found, equal, asked = _answer(vector, tokens, encoder, decoder)
         logits.append((found, vector.logits))
-        counts.append((equal, len(tokens)))
+        counts.append((equal, asked))
     return [
         compare_values("logits", logits, value_difference, LOGITS[arithmetic]),
         compare_integers("tokens", counts),
@@ -154,8 +155,11 @@ def _check_answers(
 
 def _answer(
     vector: Vector, tokens: Sequence[int], encoder: VisualEncoder, decoder: Decoder
-) -> tuple[NDArray[np.float32], int]:
-    """Return the logits (V,) after the recorded prompt and image, and how many tokens the answer begins with."""
+) -> tuple[NDArray[np.float32], int, int]:
+    """Return the logits (V,) after the prompt and image, how many tokens the answer begins with, and of how many.
+
+    Tokens that the cache has no room for are not asked for.
+    """
     visual = VisualTokens(
         features=vector.image_features,
         positions=vector.image_positions,
@@ -165,14 +169,17 @@ def _answer(
         tiles=_tiles(vector, encoder.manifest),
     )
     sequence = splice(_prompt(vector), vector.inputs_embeds, visual, encoder.manifest.pruning.positions)
+    if decoder.max_context is not None:  # the last token is predicted and never fed
+        tokens = tokens[: decoder.max_context - len(sequence.positions) + 1]
     decoding = decoder.begin()
-    first = logits = decoding.step(sequence.embeds, sequence.positions)
+    prediction = decoding.prefill(sequence.embeds, sequence.positions)
+    first = prediction.logits
     for equal, token in enumerate(tokens):
-        if logits.argmax() != token:
-            return first, equal
+        if prediction.tokens.numpy().tolist() != [[token]]:
+            return first, equal, len(tokens)
         if equal + 1 < len(tokens):
-            logits = decoding.step(encoder.embed([token]), np.array([sequence.next_position + equal]))
-    return first, len(tokens)
+            prediction = decoding.append(prediction.tokens)
+    return first, len(tokens), len(tokens)
 
 
 def _tiles(vector: Vector, manifest: Manifest) -> Tiles:

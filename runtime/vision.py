@@ -97,7 +97,7 @@ class VisualEncoder:
         require_names(graphs.embed_tokens, inputs=("input_ids",), outputs=("inputs_embeds",))
         self.prompter = Prompter.from_bundle(bundle)
         self._embed_dtype = DTYPES[graphs.embed_tokens.outputs[0].dtype]
-        self._embed = load_graph(bundle, graphs.embed_tokens)
+        self.embedding = load_graph(bundle, graphs.embed_tokens)
         self._vision = load_graph(bundle, graphs.vision_encoder)
 
     @property
@@ -108,7 +108,7 @@ class VisualEncoder:
     def embed(self, ids: Sequence[int]) -> Array:
         """Return the embeddings (S, H) of token ids."""
         feeds = {"input_ids": np.array([ids], np.int64)}  # (1, S)
-        embeds: Array = self._embed.run(feeds)["inputs_embeds"].numpy()[0]
+        embeds: Array = self.embedding.run(feeds)["inputs_embeds"].numpy()[0]
         return embeds
 
     def ask(self, image: ImageSource, question: str | None) -> Query:

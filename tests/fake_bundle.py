@@ -29,11 +29,12 @@ class FakeTensor:
 
 @dataclass
 class FakeGraph:
-    """Runs a function; remembers what it was fed."""
+    """Runs a function; remembers what it was fed, as it came (`calls`) and as arrays (`fed`), and what it returned."""
 
     spec: GraphSpec
     compute: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
     calls: list[dict[str, Any]] = field(default_factory=list)
+    fed: list[dict[str, np.ndarray]] = field(default_factory=list)
     returned: list[dict[str, FakeTensor]] = field(default_factory=list)
     largest: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -52,7 +53,10 @@ class FakeGraph:
             assert arrays[spec.name].dtype == spec.dtype, spec.name
             assert arrays[spec.name].ndim == len(spec.shape), spec.name
         self.calls.append(dict(feeds))
-        self.returned.append({name: FakeTensor(value) for name, value in self.compute(arrays).items()})
+        self.fed.append(arrays)
+        types = {spec.name: spec.dtype for spec in self.outputs}
+        values = self.compute(arrays).items()
+        self.returned.append({name: FakeTensor(value.astype(types[name])) for name, value in values})
         return self.returned[-1]
 
 
@@ -155,12 +159,19 @@ class FakeBundle:
             for name, value in feeds.items()
             if name.startswith("past")
         }
-        return {"logits": logits, **present}
+        mask = feeds["attention_mask"]
+        return {
+            "logits": logits,
+            "next_tokens": logits.argmax(-1),
+            "next_attention_mask": np.concatenate([mask, np.ones((1, 1), mask.dtype)], axis=1),
+            "next_position_ids": feeds["position_ids"][:, -1:] + 1,
+            **present,
+        }
 
     @property
     def prompt_length(self) -> int:
         """Text tokens of the last prompt."""
-        return max(call["input_ids"].shape[1] for call in self.graphs["embed.onnx"].calls)
+        return max(fed["input_ids"].shape[1] for fed in self.graphs["embed.onnx"].fed)
 
 
 def _manifest(vocabulary: int) -> dict[str, Any]:
@@ -205,6 +216,9 @@ def _manifest(vocabulary: int) -> dict[str, Any]:
             ),
             "outputs": tensors(
                 ("logits", "float32", ["b", 1, vocabulary]),
+                ("next_tokens", "int64", ["b", 1]),
+                ("next_attention_mask", "int64", ["b", "n"]),
+                ("next_position_ids", "int64", ["b", 1]),
                 *((f"present.{name}", "float32", ["b", 1, "t", 2]) for name in cache),
             ),
         },

@@ -19,10 +19,10 @@ import tensorrt_rtx as real
 from fake_cuda import ALIGNMENT, FakeCuda, host_memory
 
 from ptp.bundle import open_bundle
-from ptp.bundle.engine import CONFIG_NAME, EngineBackend, EngineConfig, EngineKind, Profile, engine_folder
+from ptp.bundle.engine import CONFIG_NAME, KINDS, EngineBackend, EngineConfig, Profile, engine_folder, graph_of
 from ptp.bundle.writer import file_entry
 from ptp.cuda import CudaDevice
-from ptp.engines.profiles import llm_profiles, vision_profiles
+from ptp.engines.profiles import profiles_of
 
 VERSION = "1.7.1.116"
 DEVICE = CudaDevice(name="NVIDIA fake", compute_capability=(8, 6), memory_bytes=8 << 30)
@@ -87,6 +87,8 @@ class FakeContext:
             for symbol, size in zip(x.symbols, self._shapes.get(other, x.shape), strict=True)
             if isinstance(symbol, str)
         } | {name: self._value(name)[0] for name in self._engine.host}
+        if "total_sequence_length" in sizes:
+            sizes["next_sequence_length"] = sizes["total_sequence_length"] + 1
         return tuple(sizes[x] if isinstance(x, str) else x for x in node.symbols)
 
     def execute_async_v3(self, stream_handle: int) -> bool:
@@ -213,11 +215,16 @@ class FakeRuntime:
 
     def __init__(self, library: "FakeLibrary", logger: Any) -> None:
         self._library = library
+        self.engine_host_code_allowed = False
         library.logger = logger
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> FakeEngine | None:
         try:
-            return FakeEngine(self._library, json.loads(bytes(serialized_engine)))
+            data = json.loads(bytes(serialized_engine))
+            if data.get("needs_host_code") and not self.engine_host_code_allowed:
+                self._library.logger.log(real.ILogger.ERROR, "Host code is not allowed")
+                return None
+            return FakeEngine(self._library, data)
         except ValueError:
             self._library.logger.log(real.ILogger.ERROR, "The engine plan file is not compatible")
             return None
@@ -260,11 +267,8 @@ def write_engines(
     """Write engines of a bundle, as `ptp build` would."""
     bundle = open_bundle(folder)
     manifest = bundle.manifest
-    kinds: tuple[tuple[EngineKind, Any, tuple[Profile, ...]], ...] = (
-        ("visual", manifest.graphs.vision_encoder, vision_profiles(manifest)),
-        ("llm", manifest.graphs.decoder_model_merged, llm_profiles(manifest, max_context)),
-    )
-    for kind, spec, profiles in kinds:
+    for kind in KINDS:
+        spec, profiles = graph_of(kind, manifest.graphs), profiles_of(kind, manifest, max_context)
         out = engine_folder(folder, backend, target, kind)
         out.mkdir(parents=True, exist_ok=True)
         engine = out / f"{kind}.engine"
@@ -279,7 +283,7 @@ def write_engines(
             precision=manifest.model.precision,
             flags={},
             profiles=profiles,
-            max_context=max_context if kind == "llm" else None,
+            max_context=max_context,
             inputs=spec.inputs,
             outputs=spec.outputs,
             graph=spec.file,

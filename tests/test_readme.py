@@ -31,11 +31,11 @@ def test_the_commands_and_the_code_of_use(tmp_path, monkeypatch, capsys):
             main(["export", *arguments] if program == "ptp-export" else arguments)
         assert end.value.code == 0, line
     out = capsys.readouterr().out
-    assert out.count("\n 2\n") == 2  # on both backends
+    assert out.count("\n 8\n") == 2  # on both backends
     assert Path("kept.png").exists()
     assert Path("bundle/report.html").exists()
     exec(block("python", "Use"), {})
-    assert capsys.readouterr().out == " 2"
+    assert capsys.readouterr().out == " 8"
 
 
 def test_the_table_of_short_names_is_the_code():

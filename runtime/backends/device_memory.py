@@ -109,12 +109,16 @@ class DeviceMemory:
         except BackendError:
             failed = True
         error, graph = cuda.cudaStreamEndCapture(self.stream)  # a capture that failed must be ended too
-        if failed or error != cuda.cudaError_t.cudaSuccess:
+        success = cuda.cudaError_t.cudaSuccess
+        recorded, executable = error == success, None
+        if recorded and not failed:
+            error, executable = cuda.cudaGraphInstantiate(graph, 0)
+        if recorded:
+            self._call("cudaGraphDestroy", graph)
+        if failed or error != success:
             cuda.cudaGetLastError()  # forgets the error, which the next call would return otherwise
             return None
-        executable = self._call("cudaGraphInstantiate", graph, 0)
         self._owned.append((cuda.cudaGraphExecDestroy, executable))
-        self._call("cudaGraphDestroy", graph)
 
         def replay() -> None:
             self._call("cudaGraphLaunch", executable, self.stream)

@@ -1,30 +1,24 @@
 """Which engine of a bundle fits this machine, and whether it still is what its fingerprint says."""
 
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ptp.bundle import Bundle, HashCache
 from ptp.bundle.engine import (
-    CONFIG_NAME,
     ENGINE_FOLDER,
     EngineBackend,
     EngineConfig,
     EngineKind,
+    build_command,
     engine_folder,
+    engine_targets,
     read_engine_config,
 )
 from ptp.bundle.manifest import GraphSpec
+from ptp.bundle.reader import verify_file
 from ptp.cuda import CudaDevice
-from ptp.errors import BackendError, ConfigError, IntegrityError
-
-BUILD_OPTIONS = {
-    "WEIGHT_STREAMING": "--weight-streaming",
-    "VERSION_COMPATIBLE": "--version-compatible",
-    "HARDWARE_COMPATIBILITY": "--hardware-compatible",
-}
-"""Settings in a fingerprint, and the options of `ptp build` that they come from."""
+from ptp.errors import BackendError, ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,32 +64,40 @@ def find_engine(bundle: Bundle, spec: GraphSpec, kind: EngineKind, machine: Mach
     target = _choose(bundle, kind, machine, target)
     folder = engine_folder(bundle.folder, machine.backend, target, kind)
     config = read_engine_config(folder)
-    path, rebuild = folder / config.file_name, build_command(bundle, machine.backend, config)
+    path = folder / config.file_name
+    rebuild = build_command(
+        bundle.folder,
+        machine.backend,
+        target=target,
+        max_context=config.max_context,
+        flags=[name for name, value in config.flags.items() if value],
+        force=True,
+    )
     if problems := _differences(bundle, spec, kind, machine, target, config):
-        what = f"the engine in {folder} does not fit"
-        raise BackendError(what, got=", ".join(problems), do=f"build it again: {rebuild}")
-    _refuse_altered(bundle, path, config, rebuild)
+        suits = config.compute_capability == machine.device.compute_capability
+        raise BackendError(
+            f"the engine in {folder} does not fit",
+            got=", ".join(problems),
+            do=f"build it again: {rebuild}"
+            if suits
+            else f"build one for this GPU: {build_command(bundle.folder, machine.backend)}",
+        )
+    verify_file(path, config.engine, bundle.folder.resolve(), do=f"build it again: {rebuild}", hashes=HashCache())
     return EngineFile(path=path, config=config, rebuild=rebuild)
-
-
-def build_command(bundle: Bundle, backend: EngineBackend, config: EngineConfig | None = None) -> str:
-    """Return the command that builds a bundle's engines: those of a fingerprint again, or new ones for this machine."""
-    command = f"ptp build {shlex.quote(str(bundle.folder))} --backend {backend}"
-    if config is None:
-        return command
-    context = f" --max-context {config.max_context}" if config.max_context else ""
-    chosen = "".join(f" {option}" for flag, option in BUILD_OPTIONS.items() if config.flags.get(flag))
-    return f"{command} --target {shlex.quote(config.target)}{context}{chosen} --force"
 
 
 def _choose(bundle: Bundle, kind: EngineKind, machine: Machine, target: str | None) -> str:
     """Return the target whose engine is to be used."""
     backend, device = machine.backend, machine.device
-    command = build_command(bundle, backend)
-    folder = bundle.folder / ENGINE_FOLDER / backend
-    there = sorted(path.parents[1].name for path in folder.glob(f"*/{kind}/{CONFIG_NAME}"))
+    command = build_command(bundle.folder, backend)
+    there = engine_targets(bundle.folder, backend, kind)
     if not there:
-        raise BackendError(f"{bundle.folder} has no {kind} engine for {backend}", do=f"build it: {command}")
+        # what the bundle's build.sh has built has no fingerprint, and only --force replaces it
+        force = any((bundle.folder / ENGINE_FOLDER / backend).glob(f"*/{kind}"))
+        raise BackendError(
+            f"{bundle.folder} has no {kind} engine for {backend}",
+            do=f"build it: {build_command(bundle.folder, backend, force=force)}",
+        )
     if target is not None:
         if target not in there:
             raise ConfigError(f"there is no {kind} engine for target {target!r}", expected=" or ".join(there))
@@ -135,22 +137,6 @@ def _differences(
         problems.append(f"no hash of {spec.file}")
     changed = [name for name, entry in config.graph_files.items() if files.get(name) != entry]
     return problems + [f"built from another {name}" for name in changed]
-
-
-def _refuse_altered(bundle: Bundle, path: Path, config: EngineConfig, rebuild: str) -> None:
-    do = f"build it again: {rebuild}"
-    if not path.is_file():
-        raise IntegrityError(f"{path} is missing", do=do)
-    if not path.resolve().is_relative_to(bundle.folder.resolve()):
-        raise IntegrityError(f"{path} is a link out of the bundle", do=do)
-    size, expected = path.stat().st_size, config.engine
-    if size != expected.bytes:
-        raise IntegrityError(f"{path} was altered", got=f"{size} bytes", expected=expected.bytes, do=do)
-    digest = HashCache().sha256_of(path)
-    if digest != expected.sha256:
-        raise IntegrityError(
-            f"{path} was altered", got=f"SHA-256 {digest[:12]}…", expected=f"{expected.sha256[:12]}…", do=do
-        )
 
 
 def _dotted(version: Iterable[int]) -> str:

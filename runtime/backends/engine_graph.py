@@ -94,7 +94,8 @@ class EngineGraph:
             try:
                 return self._execute(values)
             finally:
-                self._memory.synchronise()  # arrays of the host may change from here on
+                if any(isinstance(value, np.ndarray) for value in values.values()):
+                    self._memory.synchronise()  # arrays of the host may change from here on
 
     def _execute(self, values: dict[str, Any]) -> dict[str, DeviceTensor]:
         context = self._contexts[self._profile(values)]
@@ -141,7 +142,7 @@ class EngineGraph:
         raise BackendError(
             f"{self._file.path} has no profile for these shapes",
             got=", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()),
-            do=f"build it for larger ones: {self._file.rebuild}",
+            do=f"build it again with a larger --max-context: {self._file.rebuild}",
         )
 
     def _context(self, number: int) -> Any:

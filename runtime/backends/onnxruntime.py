@@ -116,7 +116,8 @@ def _providers(provider: str, spec: GraphSpec) -> list[str]:
     if provider != "tensorrt":
         return [name]
     cuda = available_provider("cuda")
-    fixed = all(isinstance(size, int) for tensor in spec.inputs for size in tensor.shape)
+    # of outputs too: with a K that is an input's value, only they say so
+    fixed = all(isinstance(size, int) for tensor in (*spec.inputs, *spec.outputs) for size in tensor.shape)
     return [name, cuda] if fixed else [cuda]
 
 

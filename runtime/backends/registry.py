@@ -38,7 +38,7 @@ class Backend:
     Attributes:
         load: returns the function that loads its graphs; raises ImportError where the library is not installed.
         extra: the package's extra that installs it; None for what is always there.
-        options: the fields of `Options` that it understands, beside `threads`.
+        options: the fields of `Options` that it understands.
     """
 
     load: "Callable[[Options], LoadGraph]"
@@ -62,14 +62,14 @@ def _engines(backend: "EngineBackend") -> "Callable[[Options], LoadGraph]":
     def load(options: Options) -> "LoadGraph":
         from ptp.runtime.backends.tensorrt import EngineLoader
 
-        return EngineLoader(backend, target=options.target, threads=options.threads)
+        return EngineLoader(backend, target=options.target)
 
     return load
 
 
 BACKENDS = {
-    "onnxruntime": Backend(load=_onnxruntime, extra=None, options=("provider",)),
-    "openvino": Backend(load=_openvino, extra="openvino", options=("precision",)),
+    "onnxruntime": Backend(load=_onnxruntime, extra=None, options=("provider", "threads")),
+    "openvino": Backend(load=_openvino, extra="openvino", options=("precision", "threads")),
     "tensorrt-rtx": Backend(load=_engines("tensorrt-rtx"), extra="rtx", options=("target",)),
     "tensorrt": Backend(load=_engines("tensorrt"), extra="tensorrt", options=("target",)),
 }
@@ -96,7 +96,7 @@ def graph_loader(
         raise ConfigError("no such backend", got=repr(backend), expected=" or ".join(BACKENDS))
     chosen = BACKENDS[backend]
     options = Options(provider=provider, threads=threads, target=target, precision=precision)
-    for name in ("provider", "target", "precision"):
+    for name in ("provider", "threads", "target", "precision"):
         if getattr(options, name) is not None and name not in chosen.options:
             owners = " or ".join(key for key, value in BACKENDS.items() if name in value.options)
             raise ConfigError(f"{name} is an option of {owners}", got=f"backend {backend}", do="leave it out")

@@ -11,18 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ptp.bundle import Bundle
-from ptp.bundle.engine import EngineBackend, EngineKind
+from ptp.bundle.engine import KINDS, MODULES, EngineBackend, graph_of
 from ptp.bundle.manifest import Dtype, GraphSpec, TensorSpec
-from ptp.cuda import find_device
+from ptp.cuda import device_problem, find_device
 from ptp.errors import BackendError
 from ptp.runtime.backends.base import Graph, refuse_difference, settled
 from ptp.runtime.backends.device_memory import DeviceMemory
 from ptp.runtime.backends.engine_files import EngineFile, Machine, find_engine
 from ptp.runtime.backends.engine_graph import EngineGraph, FixedEngineGraph
-from ptp.runtime.backends.onnxruntime import OnnxRuntimeGraph
-
-MODULES: dict[EngineBackend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-"""The Python module of each backend."""
 
 ELEMENT_TYPES: dict[str, Dtype] = {
     "FLOAT": "float32",
@@ -34,31 +30,29 @@ ELEMENT_TYPES: dict[str, Dtype] = {
 
 
 class EngineLoader:
-    """Loads a bundle's engines (is a `LoadGraph`); token embeddings are a table look-up that stays on the CPU.
+    """Loads a bundle's engines (is a `LoadGraph`).
 
     Args:
         backend: the library.
         target: name of the engines; by default those that fit the device.
-        threads: CPU threads of the embeddings.
 
     Raises:
         BackendError: there is no CUDA device.
         ImportError: the library or `cuda-bindings` is not installed.
     """
 
-    def __init__(self, backend: EngineBackend, *, target: str | None, threads: int | None) -> None:
+    def __init__(self, backend: EngineBackend, *, target: str | None) -> None:
         cuda = importlib.import_module("cuda.bindings.runtime")
         device = find_device()
         if device is None:
             raise BackendError(
                 f"the backend {backend} needs an NVIDIA GPU",
-                got="no CUDA device",
+                got=f"no CUDA device ({device_problem()})",
                 do="run on a machine where nvidia-smi lists one, or use --backend onnxruntime or openvino",
             )
         self._library = importlib.import_module(MODULES[backend])
         self._machine = Machine(backend=backend, version=self._library.__version__, device=device)
         self._target = target
-        self._threads = threads
         self._log = _log(self._library)
         self._runtime = self._library.Runtime(self._log)
         self._memory = DeviceMemory(cuda)
@@ -71,10 +65,7 @@ class EngineLoader:
             BackendError: the library refuses the engine, or its inputs and outputs are not those of its fingerprint or
                 of the manifest.
         """
-        graphs = bundle.manifest.graphs
-        if spec == graphs.embed_tokens:
-            return OnnxRuntimeGraph(bundle.path(spec.file), spec, threads=self._threads)
-        kind: EngineKind = "visual" if spec == graphs.vision_encoder else "llm"
+        kind = next(kind for kind in KINDS if graph_of(kind, bundle.manifest.graphs) == spec)
         file = find_engine(bundle, spec, kind, self._machine, self._target)
         engine = self._deserialise(file)
         inputs, outputs = self._tensors(engine, spec)
@@ -95,6 +86,8 @@ class EngineLoader:
 
     def _deserialise(self, file: EngineFile) -> Any:
         self._log.errors.clear()
+        if file.config.flags.get("VERSION_COMPATIBLE"):  # such an engine carries code of its own release along
+            self._runtime.engine_host_code_allowed = True
         with file.path.open("rb") as opened, _mapped(opened, file.path) as data:
             engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:

@@ -23,14 +23,28 @@ def find_device() -> CudaDevice | None:
 
     Never raises. TensorRT must not be asked instead: without a driver its `createInferRuntime` returns garbage.
     """
+    found = _ask()
+    return found if isinstance(found, CudaDevice) else None
+
+
+def device_problem() -> str:
+    """Return why `find_device` finds none, in a few words: CUDA's own, or what is not installed."""
+    found = _ask()
+    return "there is one" if isinstance(found, CudaDevice) else found
+
+
+def _ask() -> CudaDevice | str:
     try:
         from cuda.bindings import runtime
-
+    except ImportError:
+        return "the Python package cuda-bindings is not installed"
+    try:
         error, device = runtime.cudaGetDeviceProperties(0)
-    except Exception:  # no package, or no library that it could load: it raises RuntimeError among others
-        return None
-    if error != runtime.cudaError_t.cudaSuccess:
-        return None
+        if error != runtime.cudaError_t.cudaSuccess:
+            words: str = runtime.cudaGetErrorString(error)[1].decode(errors="replace")
+            return words
+    except Exception as problem:  # of a library that it could not load: it raises RuntimeError among others
+        return " ".join(str(problem).split())[:200]
     return CudaDevice(
         name=device.name.decode(errors="replace"),
         compute_capability=(int(device.major), int(device.minor)),

@@ -85,6 +85,7 @@ def test_a_folder_beside_the_graphs_that_is_a_link_is_refused(copied_bundle, tmp
 def test_a_small_file_that_is_not_small_is_refused_before_it_is_read(copied_bundle):
     path = copied_bundle / "tokenizer.json"
     os.truncate(path, (1 << 26) + 1)
+    edit(copied_bundle, lambda data: data["files"]["tokenizer.json"].update(bytes=(1 << 26) + 1))
     with pytest.raises(IntegrityError, match=r"tokenizer\.json is too large"):
         open_bundle(copied_bundle)
 

@@ -9,8 +9,9 @@ import pytest
 from fake_bundle import FakeBundle
 
 from ptp.bundle import open_bundle
+from ptp.bundle.engine import KINDS, graph_of
 from ptp.engines.build_script import SCRIPT_NAME, build_script, write_build_script
-from ptp.engines.profiles import default_max_context, llm_profiles, vision_profiles
+from ptp.engines.profiles import default_max_context, llm_profiles, profiles_of
 from ptp.engines.targets import TARGETS
 
 RANGE = {"keep_range": {"min": 0.1, "max": 0.5, "min_kept": 5, "max_kept": 9}}
@@ -88,25 +89,23 @@ def test_the_tools_are_asked_for_the_profiles_of_the_bundle(manifest, tmp_path, 
     script = write_build_script(folder, manifest)
     done, calls = run(script, "orin-nano", tool, tools=("trtexec", "polygraphy"))
     assert done.returncode == 0, done.stderr
-    assert [call[0] for call in calls] == [str(folder)] * 2
-    visual, llm = (" ".join(call[1:]) for call in calls)
-    for text, graph, kind in (
-        (visual, manifest.graphs.vision_encoder.file, "visual"),
-        (llm, manifest.graphs.decoder_model_merged.file, "llm"),
-    ):
-        assert graph in text
+    assert [call[0] for call in calls] == [str(folder)] * 3
+    for kind, call in zip(KINDS, calls, strict=True):
+        text = " ".join(call[1:])
+        assert graph_of(kind, manifest.graphs).file in text
         assert f"engines/tensorrt/orin-nano/{kind}/{kind}.engine" in text
         assert (folder / "engines/tensorrt/orin-nano" / kind).is_dir()
         assert ("--stronglyTyped" if tool == "trtexec" else "--strongly-typed") in text
-    assert read(calls[0][1:]) == wanted(vision_profiles(manifest))
-    assert read(calls[1][1:]) == wanted(llm_profiles(manifest, default_max_context(manifest)))
+        assert read(call[1:]) == wanted(profiles_of(kind, manifest, default_max_context(manifest)))
+    tokens = {"min": {"input_ids": (1, 1)}, "opt": {"input_ids": (1, 1)}, "max": {"input_ids": (1, 24)}}
+    assert read(calls[1][1:]) == [tokens]
     assert len(wanted(llm_profiles(manifest, default_max_context(manifest)))) == 2
 
 
 def test_a_larger_context_is_in_the_numbers(manifest, tmp_path):
     (tmp_path / SCRIPT_NAME).write_text(build_script(manifest, 777))
     _, calls = run(tmp_path / SCRIPT_NAME, "thor", tools=("trtexec",))
-    decode = by_trtexec(calls[1][1:])[1]
+    decode = by_trtexec(calls[2][1:])[1]
     assert decode["max"]["attention_mask"] == (1, 777)
     assert decode["max"]["past_key_values.1.value"][2] == 776
 
@@ -117,7 +116,7 @@ def test_scratch_memory_is_limited_to_the_boards(manifest, tmp_path, target):
     for tool, word in (("trtexec", "--memPoolSize=workspace:{}"), ("polygraphy", "workspace:{}M")):
         done, calls = run(script, target.name, tool, tools=("trtexec", "polygraphy"))
         assert done.returncode == 0
-        assert all(word.format(target.workspace_bytes >> 20) in call for call in calls[-2:])
+        assert all(word.format(target.workspace_bytes >> 20) in call for call in calls[-3:])
 
 
 @pytest.mark.parametrize(

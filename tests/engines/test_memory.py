@@ -11,9 +11,10 @@ from checkpoints import Geometry, write_checkpoint
 from fake_bundle import LAYERS, FakeBundle
 
 from ptp.bundle import Bundle, open_bundle
+from ptp.bundle.engine import KINDS, graph_of
 from ptp.engines import memory
 from ptp.engines.memory import Block, estimate, run_total, usable_bytes
-from ptp.engines.profiles import default_max_context, llm_profiles, vision_profiles
+from ptp.engines.profiles import default_max_context, profiles_of
 from ptp.engines.targets import TARGETS
 from ptp.engines.tensorrt import is_installed, run_builder
 from ptp.errors import BundleError, SchemaError
@@ -48,7 +49,7 @@ def test_weights_are_those_that_the_graph_refers_to(fake):
     bundle = fake()
     assert estimate(bundle, CARD, "visual", 100).weights == 1000 + 5000 + SHARED
     assert estimate(bundle, CARD, "llm", 100).weights == 2000
-    assert memory.embedding_bytes(bundle) == 300
+    assert estimate(bundle, CARD, "embed", 100).weights == 300
 
 
 def test_the_cache_is_there_twice_and_grows_with_the_context(fake):
@@ -82,7 +83,9 @@ def test_a_card_holds_the_decoder_once_for_each_profile_and_a_board_builds_in_th
     assert board.build_bytes == memory.builder_bytes(board.weights) + board.activations
     visual = [estimate(bundle, target, "visual", 100) for target in (CARD, BOARD)]
     assert visual[0].run_bytes == visual[1].run_bytes == visual[0].weights + visual[0].activations
-    assert run_total(300, visual) == memory.HOST_BYTES + 300 + 2 * visual[0].run_bytes
+    assert run_total(visual) == memory.HOST_BYTES + 2 * visual[0].run_bytes
+    table = estimate(bundle, CARD, "embed", 100)
+    assert table.run_bytes == 300 + 4 * 24 * 6  # and the embeddings of the longest prompt
 
 
 def test_a_board_shares_its_memory_with_its_system():
@@ -119,27 +122,22 @@ def test_the_weights_of_an_export_are_counted_where_they_are(tiny_checkpoint, tm
     folder, keep = str(tiny_checkpoint("llama")), Fraction("0.25")
     bundle = pipeline.export(ExportConfig(model=folder, out=tmp_path / "out", keep=keep, max_prompt=16))
     graphs = bundle.manifest.graphs
-    for kind, spec in (("visual", graphs.vision_encoder), ("llm", graphs.decoder_model_merged)):
+    for kind in KINDS:
+        spec = graph_of(kind, graphs)
         text = (bundle.folder / spec.file).stat().st_size
         held, estimated = held_bytes(bundle.folder / spec.file), estimate(bundle, CARD, kind, 100).weights
         assert held <= estimated <= held + text, kind
-    assert estimate(bundle, CARD, "visual", 100).weights > held_bytes(bundle.folder / graphs.vision_encoder.file) - 1
 
 
 def built_peak(bundle: Bundle, kind) -> int:
     """Build an engine with TensorRT-RTX, throw it away, and return what the process took."""
     manifest = bundle.manifest
-    profiles = vision_profiles(manifest) if kind == "visual" else llm_profiles(manifest, default_max_context(manifest))
-    spec = manifest.graphs.vision_encoder if kind == "visual" else manifest.graphs.decoder_model_merged
-    shapes = [
-        {name: (values.min, values.opt, values.max) for name, values in profile.shapes.items()}
-        for profile in profiles
-        if profile.shapes
-    ]
-    return run_builder("tensorrt-rtx", bundle.folder / spec.file, profiles=shapes).peak_bytes
+    profiles = profiles_of(kind, manifest, default_max_context(manifest))
+    shapes = [profile.bounds() for profile in profiles]
+    return run_builder("tensorrt-rtx", bundle.folder / graph_of(kind, manifest.graphs).file, profiles=shapes).peak_bytes
 
 
-@pytest.mark.parametrize("kind", ["visual", "llm"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_demos_builds_take_about_what_was_estimated(demo_bundle, kind):
     assert is_installed("tensorrt-rtx")
     bundle = open_bundle(demo_bundle)

@@ -36,7 +36,12 @@ def test_files_of_initialisers_and_of_constants_are_found(tmp_path):
     assert external_files(tmp_path / "g.onnx") == {"w.bin", "c.bin"}
 
 
-@pytest.mark.parametrize("spoil", [lambda data: data[:-100], lambda data: b"", lambda data: b"noise" + data])
+OVERRUN = b"\x3a\x02\x2a\x64" + bytes(200)  # a graph of two bytes, in which a tensor says that it has a hundred
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda data: data[:-100], lambda data: b"", lambda data: b"noise" + data, lambda data: OVERRUN]
+)
 def test_a_file_that_is_no_graph_is_refused(tmp_path, spoil):
     (tmp_path / "g.onnx").write_bytes(spoil(graph().SerializeToString()))
     with pytest.raises(IntegrityError, match=r"g\.onnx is not an ONNX graph"):

@@ -1,6 +1,7 @@
 """The one adapter over both builders: against a recording fake of `tensorrt`, and against the real `tensorrt_rtx`."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -230,6 +231,25 @@ def test_a_crash_of_the_builder_is_an_error_here(graph, monkeypatch, code, words
     monkeypatch.setitem(tensorrt.MODULES, "tensorrt", "broken_library")
     monkeypatch.setenv("PYTHONPATH", str(graph.parent))
     with pytest.raises(BuildError, match=rf"TensorRT refused graph\.onnx; {words}"):
+        run_builder("tensorrt", graph)
+
+
+STATE = """
+import ctypes, os
+fixed, cpus = ctypes.CDLL(None).personality(0xFFFFFFFF) & 0x40000, len(os.sched_getaffinity(0))
+raise RuntimeError(f"fixed {fixed > 0}, cpus {cpus}, batch {os.sched_getscheduler(0) == os.SCHED_BATCH}")
+"""
+
+
+def test_tensorrt_rtx_runs_where_two_builds_are_alike(graph, monkeypatch):
+    """At fixed addresses, and where no thread takes the CPU from another; full TensorRT keeps all CPUs."""
+    (graph.parent / "broken_library.py").write_text(STATE)
+    monkeypatch.setenv("PYTHONPATH", str(graph.parent))
+    for backend in tensorrt.MODULES:
+        monkeypatch.setitem(tensorrt.MODULES, backend, "broken_library")
+    with pytest.raises(BuildError, match="fixed True, cpus 1, batch True"):
+        run_builder("tensorrt-rtx", graph)
+    with pytest.raises(BuildError, match=f"fixed False, cpus {len(os.sched_getaffinity(0))}, batch False"):
         run_builder("tensorrt", graph)
 
 

@@ -1,6 +1,7 @@
 """The decoder and the instruction's attention against transformers, sliding windows and padded prompts included."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -11,10 +12,10 @@ from transformers.models.llama import LlamaForCausalLM
 from transformers.models.mistral import MistralForCausalLM
 from transformers.models.qwen2 import Qwen2ForCausalLM
 
-from ptp.bundle.manifest import LanguageModel
-from ptp.export.decoder import DecoderGraph
+from ptp.bundle.manifest import LanguageModel, TensorSpec
+from ptp.export.decoder import DecoderGraph, likeliest
 from ptp.export.language import EarlyBlocks
-from ptp.export.specs import decoder_io
+from ptp.export.specs import GraphIO, decoder_io
 from ptp.export.to_onnx import save, trace
 from ptp.ptp_graph.packing import packed_slots
 from ptp.ptp_graph.reference import NEWLINE, packed_sequence
@@ -84,8 +85,11 @@ def test_prefill_and_decode_equal_transformers_beyond_a_sliding_window(name, tmp
             "attention_mask": np.ones((2, end), np.int64),
             "position_ids": np.tile(np.arange(start, end), (2, 1)),
         }
-        logits, *present = session.run(None, feeds | past)
+        logits, tokens, mask, positions, *present = session.run(None, feeds | past)
         np.testing.assert_allclose(logits[:, 0], expected[:, end - 1], atol=1e-4)
+        np.testing.assert_array_equal(tokens[:, 0], expected[:, end - 1].argmax(-1))
+        np.testing.assert_array_equal(mask, np.ones((2, end + 1)))
+        np.testing.assert_array_equal(positions, [[end], [end]])
         past = dict(zip(past, present, strict=True))
         start = end
 
@@ -146,3 +150,42 @@ def test_tracing_holds_no_large_weight_twice():
     large = [value.const_value for value in traced.graph.initializers.values() if value.const_value.nbytes > 1 << 20]
     assert len(large) == 3 * 3 + 1  # gate, up and down of three layers, and the head
     assert all(tensor.numpy().__array_interface__["data"][0] in own for tensor in large)
+
+
+def logits_of(case: str) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    logits = rng.integers(-9, 9, (4, 1, 50)).astype(np.float32)  # many equals
+    if case == "huge":
+        logits *= 3e37
+    if case == "minus infinity":
+        logits[:, :, ::2] = -np.inf
+    if case == "NaN":
+        logits[1, 0, 17] = np.nan
+    if case == "infinity":
+        logits[1, 0, 17] = np.inf
+    if case == "nothing":
+        logits[1] = -np.inf
+    return logits
+
+
+@pytest.mark.parametrize("case", ["equals", "huge", "minus infinity", "NaN", "infinity", "nothing"])
+def test_the_likeliest_token_is_the_first_of_equals(case: str, tmp_path: Path) -> None:
+    """In ONNX Runtime, too; where there is none it is V, a token that nobody has."""
+
+    class Likeliest(torch.nn.Module):
+        def forward(self, logits: torch.Tensor) -> torch.Tensor:
+            return likeliest(logits)
+
+    io = GraphIO(
+        inputs=(TensorSpec(name="logits", dtype="float32", shape=("batch_size", 1, 50)),),
+        outputs=(TensorSpec(name="next_tokens", dtype="int64", shape=("batch_size", 1)),),
+    )
+    save(trace(Likeliest(), io, opset=20), tmp_path / "likeliest.onnx")
+    logits = logits_of(case)
+    expected = logits.argmax(-1)
+    assert len(set(expected.ravel().tolist())) > 1
+    if case in ("NaN", "infinity", "nothing"):
+        expected[1] = 50
+    np.testing.assert_array_equal(likeliest(torch.from_numpy(logits)).numpy(), expected)
+    session = onnxruntime.InferenceSession(tmp_path / "likeliest.onnx")
+    np.testing.assert_array_equal(session.run(None, {"logits": logits})[0], expected)

@@ -101,21 +101,37 @@ def test_questions_may_share_the_tokens_of_an_image(tmp_path: Path) -> None:
 def test_positions(policy: str, expected: list[int], tmp_path: Path) -> None:
     bundle = fake(tmp_path, "abc", pruning={"positions": policy})
     pipeline(bundle).generate(IMAGE, "hi", max_new_tokens=3)
-    calls = bundle.graphs["decoder.onnx"].calls
-    assert [position for call in calls for position in call["position_ids"][0].tolist()] == expected
+    fed = bundle.graphs["decoder.onnx"].fed
+    assert [position for step in fed for position in step["position_ids"][0].tolist()] == expected
     # the cache that came back is what went in before
     assert bundle.graphs["decoder.onnx"].returned[-1]["present.1.value"].value[0, 0, :, 0].tolist() == expected
 
 
-def test_cache_never_visits_the_host(tmp_path: Path) -> None:
+def test_only_the_token_visits_the_host(tmp_path: Path) -> None:
+    """Greedy decoding feeds nothing but what came back, embeddings and the token itself included."""
     bundle = fake(tmp_path, "abc")
     pipeline(bundle).generate(IMAGE, "hi", max_new_tokens=4)
-    graph = bundle.graphs["decoder.onnx"]
+    graph, embedding = bundle.graphs["decoder.onnx"], bundle.graphs["embed.onnx"]
     assert len(graph.calls) == 4
-    for before, after in zip(graph.returned, graph.calls[1:], strict=False):
+    steps = zip(graph.returned, embedding.calls[1:], embedding.returned[1:], graph.calls[1:], strict=False)
+    for before, embeds, embedded, after in steps:
+        assert embeds["input_ids"] is before["next_tokens"]
+        assert after["inputs_embeds"] is embedded["inputs_embeds"]
+        assert after["attention_mask"] is before["next_attention_mask"]
+        assert after["position_ids"] is before["next_position_ids"]
         assert after["past_key_values.1.key"] is before["present.1.key"]
+        assert not embedded["inputs_embeds"].copies
     for outputs in graph.returned:
+        assert {name: x.copies for name, x in outputs.items() if x.copies} == {"next_tokens": 1}
+
+
+def test_drawing_tokens_looks_at_the_logits(tmp_path: Path) -> None:
+    bundle = fake(tmp_path, "abc")
+    answer = pipeline(bundle).generate(IMAGE, "hi", max_new_tokens=2, temperature=1e-6)
+    assert answer.text == "ab"
+    for outputs in bundle.graphs["decoder.onnx"].returned:
         assert {name: x.copies for name, x in outputs.items() if x.copies} == {"logits": 1}
+    assert bundle.graphs["embed.onnx"].calls[-1]["input_ids"].tolist() == [[answer.token_ids[0]]]
 
 
 @pytest.mark.parametrize("most", [1, 3])
@@ -288,9 +304,12 @@ def test_problems_show_before_the_first_piece_is_asked_for(tmp_path: Path) -> No
 def test_decoders_that_overflow_are_reported(tmp_path: Path) -> None:
     bundle = fake(tmp_path)
     decode = bundle.compute["decoder.onnx"]
-    bundle.compute["decoder.onnx"] = lambda feeds: decode(feeds) | {"logits": np.full((1, 1, 9), np.nan, np.float32)}
-    with pytest.raises(BackendError, match="not finite"):
-        pipeline(bundle).generate(IMAGE, "hi")
+    size = bundle.manifest.language_model.vocab_size
+    broken = {"logits": np.full((1, 1, size), np.nan, np.float32), "next_tokens": np.array([[size]])}
+    bundle.compute["decoder.onnx"] = lambda feeds: decode(feeds) | broken
+    for temperature in (0.0, 1.0):
+        with pytest.raises(BackendError, match="not finite"):
+            pipeline(bundle).generate(IMAGE, "hi", temperature=temperature)
 
 
 def test_graphs_of_another_contract_are_refused_at_once(tmp_path: Path) -> None:
@@ -327,7 +346,7 @@ def test_answers_that_a_cache_has_no_room_for_are_refused_at_once(tmp_path: Path
     ):
         pipe.stream(IMAGE, "hi", max_new_tokens=5)
     assert pipe.generate(IMAGE, "hi", max_new_tokens=4).text == "abcd"
-    assert bundle.graphs["decoder.onnx"].calls[-1]["attention_mask"].shape == (1, P + 5 + S + 3)
+    assert bundle.graphs["decoder.onnx"].fed[-1]["attention_mask"].shape == (1, P + 5 + S + 3)
 
 
 def test_one_pipeline_serves_threads(tmp_path: Path) -> None:

@@ -36,10 +36,6 @@ def test_top_p_leaves_what_it_must() -> None:
     assert np.isfinite(warp(logits, 1.0, 1.0)).all()
 
 
-def test_greedy_takes_the_first_largest() -> None:
-    assert Sampler(Sampling()).choose(np.array([1, 5, 5, 2], np.float32)) == 1
-
-
 def test_seed_repeats_and_random_numbers_follow_the_probabilities() -> None:
     logits = np.log(np.array([0.6, 0.3, 0.1], np.float32))
 
@@ -68,10 +64,9 @@ def test_a_huge_temperature_is_uniform_and_leaves_impossible_tokens_out() -> Non
 
 
 @pytest.mark.parametrize("logits", [[1, np.nan, 0], [np.inf, 0, 1], [-np.inf] * 3])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_numbers_that_are_not_finite_are_an_error(logits: list[float], temperature: float) -> None:
+def test_numbers_that_are_not_finite_are_an_error(logits: list[float]) -> None:
     with pytest.raises(BackendError, match="not finite"):
-        Sampler(Sampling(temperature=temperature)).choose(np.array(logits, np.float32))
+        Sampler(Sampling(temperature=1.0)).choose(np.array(logits, np.float32))
 
 
 @pytest.mark.parametrize(

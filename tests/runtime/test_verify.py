@@ -222,12 +222,13 @@ def test_a_backend_that_does_not_exist_is_refused_before_the_bundle_is_read(tmp_
     [
         ("fp32", {"backend": "onnxruntime"}, "fp32"),
         ("fp32", {"backend": "onnxruntime", "provider": "cpu"}, "fp32"),
-        ("fp32", {"backend": "onnxruntime", "provider": "cuda"}, "tf32"),
+        ("fp32", {"backend": "onnxruntime", "provider": "cuda"}, "fp32"),
+        ("fp32", {"backend": "onnxruntime", "provider": "tensorrt"}, "tf32"),
         ("fp32", {"backend": "openvino"}, "fp32"),
         ("fp32", {"backend": "openvino", "precision": "bf16"}, "bf16"),
         ("fp16", {"backend": "openvino", "precision": "bf16"}, "bf16"),
         ("fp16", {"backend": "tensorrt"}, "fp16"),
-        ("fp32", {"backend": "tensorrt-rtx"}, "tf32"),
+        ("fp32", {"backend": "tensorrt-rtx"}, "fp32"),
     ],
 )
 def test_the_tolerances_follow_the_arithmetic(export_precision, options, arithmetic):

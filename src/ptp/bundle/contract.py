@@ -1,5 +1,6 @@
 """What the graphs must look like by the manifest's other facts."""
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def disagreements(manifest: "Manifest") -> list[str]:
         f"graph file {x.file!r} is not in {GRAPH_FOLDER}" for x in graphs.all if not x.file.startswith(GRAPH_FOLDER)
     ]
     problems += [] if manifest.vectors in manifest.files else [f"vectors {manifest.vectors!r} is not among the files"]
+    problems += [problem for graph in graphs.all for problem in _doubles(graph)]
     cache = (ANY, text.num_kv_heads, ANY, text.head_dim)
     problems += _vision_names(manifest) + _misfits(graphs.vision_encoder, _vision_shapes(manifest))
     embeds: dict[str, Shape] = {"input_ids": (ANY, ANY), "inputs_embeds": (ANY, ANY, text.hidden_size)}
@@ -39,6 +41,9 @@ def disagreements(manifest: "Manifest") -> list[str]:
         "attention_mask": (ANY, ANY),
         "position_ids": (ANY, ANY),
         "logits": (ANY, 1, text.vocab_size),
+        "next_tokens": (ANY, 1),
+        "next_attention_mask": (ANY, ANY),
+        "next_position_ids": (ANY, 1),
     }
     spec = graphs.decoder_model_merged
     for prefix, tensors in (("past_key_values.", spec.inputs), ("present.", spec.outputs)):
@@ -46,7 +51,29 @@ def disagreements(manifest: "Manifest") -> list[str]:
         if len(names) != 2 * text.num_layers:
             problems.append(f"{len(names)} tensors {prefix}* for {text.num_layers} layers")
         decoder |= dict.fromkeys(names, cache)
-    return problems + _misfits(spec, decoder)
+    return problems + _misfits(spec, decoder) + _broken_loops(graphs.embed_tokens, spec)
+
+
+def _broken_loops(embed: "GraphSpec", decoder: "GraphSpec") -> list[str]:
+    """Return the outputs that one step of decoding feeds back into an input of another element type."""
+    inputs = {spec.name: spec for spec in (*embed.inputs, *decoder.inputs)}
+    return [
+        f"{spec.name} is {spec.dtype} and {inputs[name].name}, which it becomes, {inputs[name].dtype}"
+        for spec in (*embed.outputs, *decoder.outputs)
+        if (name := becomes(spec.name)) in inputs and inputs[name].dtype != spec.dtype
+    ]
+
+
+def becomes(output: str) -> str:
+    """Return the input that an output of the embedding or the decoder is fed to in the next step of decoding.
+
+    Outputs that are fed to nothing, such as `logits`, have no such input, whatever is returned for them.
+    """
+    if output == "next_tokens":
+        return "input_ids"
+    if output.startswith("present."):
+        return output.replace("present.", "past_key_values.", 1)
+    return output.removeprefix("next_")
 
 
 def _vision_names(manifest: "Manifest") -> list[str]:
@@ -64,8 +91,16 @@ def _vision_names(manifest: "Manifest") -> list[str]:
         names = [spec.name for spec in specs]
         problems += [f"no {kind} {name} in {graph.file}" for name in sorted(expected - set(names))]
         problems += [f"unknown {kind} {name} in {graph.file}" for name in sorted(set(names) - expected)]
-        problems += [f"{kind} {name} twice in {graph.file}" for name in sorted(expected) if names.count(name) > 1]
     return problems
+
+
+def _doubles(graph: "GraphSpec") -> list[str]:
+    return [
+        f"{kind} {name} twice in {graph.file}"
+        for kind, specs in (("input", graph.inputs), ("output", graph.outputs))
+        for name, times in sorted(Counter(spec.name for spec in specs).items())
+        if times > 1
+    ]
 
 
 def _vision_shapes(manifest: "Manifest") -> dict[str, Shape]:

@@ -1,16 +1,27 @@
-"""An engine folder, `engines/<backend>/<target>/{visual,llm}`: the engine and its fingerprint, `config.json`.
+"""An engine folder, `engines/<backend>/<target>/{visual,embed,llm}`: the engine and its fingerprint, `config.json`.
 
 An engine runs only on what it was built for, and holds no readable names; its fingerprint says all that has to be
 compared before it is given an input. `docs/bundle.md` describes the format for people who write their own loader.
 """
 
 import json
+import shlex
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from ptp.bundle.manifest import MAX_DIMENSION, FileEntry, Line, Model, Precision, TensorSpec
+from ptp.bundle.manifest import (
+    MAX_DIMENSION,
+    FileEntry,
+    Graphs,
+    GraphSpec,
+    Line,
+    Model,
+    Precision,
+    TensorSpec,
+)
 from ptp.errors import IntegrityError, SchemaError
 
 ENGINE_FOLDER = "engines"
@@ -18,7 +29,11 @@ CONFIG_NAME = "config.json"
 MAX_CONFIG_BYTES = 1 << 22
 
 EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
-EngineKind = Literal["visual", "llm"]
+EngineKind = Literal["visual", "embed", "llm"]
+MODULES: dict[EngineBackend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+"""The Python module of each backend's library, which builds engines and runs them."""
+
+KINDS: tuple[EngineKind, ...] = ("visual", "embed", "llm")
 Shape = tuple[Annotated[int, Field(ge=0, le=MAX_DIMENSION)], ...]
 
 
@@ -31,17 +46,21 @@ class ShapeRange(Model):
 
 
 class Profile(Model):
-    """One optimisation profile: what it is for (`vision`, `prefill`, `decode`), and the inputs that are not fixed."""
+    """One optimisation profile: what it is for (`vision`, `tokens`, `prefill`, `decode`), and what is not fixed."""
 
     name: Line
     shapes: dict[Line, ShapeRange]
+
+    def bounds(self) -> dict[str, list[Shape]]:
+        """Return the smallest, the most frequent and the largest shape of each input."""
+        return {name: [shape.min, shape.opt, shape.max] for name, shape in self.shapes.items()}
 
 
 class EngineConfig(Model):
     """The whole of an engine's `config.json`.
 
     Attributes:
-        kind: `visual` for the vision graph, `llm` for the decoder.
+        kind: `visual` for the vision graph, `embed` for the token embedding, `llm` for the decoder.
         backend: what runs it.
         target: what it was built for, a name of `ptp build --target`.
         compute_capability: (major, minor) of the GPUs it runs on.
@@ -49,7 +68,7 @@ class EngineConfig(Model):
         precision: of weights, inputs and outputs.
         flags: every builder flag and setting that was not the default.
         profiles: in the order of the engine's own.
-        max_context: tokens that the cache has room for; null for `visual`.
+        max_context: tokens that the language model's cache has room for; the same for all engines of a target.
         inputs: as the engine itself names and types them.
         outputs: likewise.
         graph: the ONNX file that was built, relative to the bundle, and each file it was read from with its SHA-256.
@@ -68,7 +87,7 @@ class EngineConfig(Model):
     precision: Precision
     flags: dict[Line, bool | int | Line]
     profiles: tuple[Profile, ...] = Field(min_length=1, max_length=16)
-    max_context: int | None = Field(ge=1)
+    max_context: int = Field(ge=1)
     inputs: tuple[TensorSpec, ...] = Field(max_length=4096)
     outputs: tuple[TensorSpec, ...] = Field(max_length=4096)
     graph: Line
@@ -88,6 +107,11 @@ class EngineConfig(Model):
         return self.model_dump_json(indent=2) + "\n"
 
 
+def graph_of(kind: EngineKind, graphs: Graphs) -> GraphSpec:
+    """Return the graph that an engine is built from."""
+    return {"visual": graphs.vision_encoder, "embed": graphs.embed_tokens, "llm": graphs.decoder_model_merged}[kind]
+
+
 def engine_folder(bundle: Path, backend: EngineBackend, target: str, kind: EngineKind) -> Path:
     """Return where a bundle's engine belongs."""
     return bundle / ENGINE_FOLDER / backend / target / kind
@@ -101,7 +125,8 @@ def read_engine_config(folder: Path) -> EngineConfig:
         SchemaError: it is malformed.
     """
     path = folder / CONFIG_NAME
-    do = "build the engine again: ptp build BUNDLE --force"
+    target, backend, _, bundle = folder.parents[:4]
+    do = f"build the engine again: {build_command(bundle, backend.name, target=target.name, force=True)}"
     if not path.is_file():
         raise IntegrityError(f"{path} is missing", do=do)
     if path.stat().st_size > MAX_CONFIG_BYTES:
@@ -125,4 +150,44 @@ def read_engines(bundle: Path) -> tuple[EngineConfig, ...]:
         SchemaError: one is malformed.
     """
     paths = sorted((bundle / ENGINE_FOLDER).glob(f"*/*/*/{CONFIG_NAME}"))
-    return tuple(read_engine_config(path.parent) for path in paths)
+    return tuple(read_engine_config(path.parent) for path in paths if not path.parents[1].name.startswith("."))
+
+
+def engine_targets(bundle: Path, backend: EngineBackend, kind: EngineKind) -> list[str]:
+    """Return the targets that a bundle has an engine of a kind for; what is still being built is not there yet."""
+    paths = (bundle / ENGINE_FOLDER / backend).glob(f"*/{kind}/{CONFIG_NAME}")
+    return sorted(path.parents[1].name for path in paths if not path.parents[1].name.startswith("."))
+
+
+BUILD_OPTIONS = {
+    "WEIGHT_STREAMING": "--weight-streaming",
+    "VERSION_COMPATIBLE": "--version-compatible",
+    "HARDWARE_COMPATIBILITY": "--hardware-compatible",
+}
+"""Settings in a fingerprint, and the options of `ptp build` that they come from."""
+
+
+def build_command(
+    bundle: str | Path,
+    backend: str,
+    *,
+    target: str | None = None,
+    max_context: int | None = None,
+    flags: Collection[str] = (),
+    force: bool = False,
+) -> str:
+    """Return the command that builds a bundle's engines, for a shell.
+
+    Args:
+        bundle: its folder, as it is to be written.
+        backend: what to build with.
+        target: what for; None for this machine's GPU.
+        max_context: tokens that the cache has room for; None for the default.
+        flags: settings that are on, by their names in a fingerprint.
+        force: replace engines that are there.
+    """
+    words = ["ptp", "build", str(bundle), "--backend", backend]
+    words += ["--target", target] if target else []
+    words += ["--max-context", str(max_context)] if max_context else []
+    words += [option for flag, option in BUILD_OPTIONS.items() if flag in flags]
+    return shlex.join(words + ["--force"] * force)

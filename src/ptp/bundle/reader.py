@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ptp.bundle.contract import GRAPH_FOLDER
 from ptp.bundle.hashes import HashCache, Progress
-from ptp.bundle.manifest import MANIFEST_NAME, Manifest
+from ptp.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
 from ptp.errors import BundleError, IntegrityError
 
 MAX_MANIFEST_BYTES = 1 << 24
@@ -70,28 +70,43 @@ def open_bundle(folder: str | Path, *, hashes: HashCache | None = None, progress
     root = folder.resolve()
     _refuse_unlisted_weights(folder, manifest)
     for name, entry in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise IntegrityError(f"{path} is missing", do="export the bundle again")
-        if not path.resolve().is_relative_to(root):
-            raise IntegrityError(f"{path} is a link out of the bundle", do="export the bundle again")
-        size = path.stat().st_size
         bound = MAX_VECTORS_BYTES if name == manifest.vectors else MAX_SMALL_FILE_BYTES
-        if size > bound and not name.startswith(GRAPH_FOLDER):
-            raise IntegrityError(f"{path} is too large", got=f"{size} bytes", expected=f"at most {bound}")
-        if size != entry.bytes:
+        if entry.bytes > bound and not name.startswith(GRAPH_FOLDER):
             raise IntegrityError(
-                f"{path} was altered", got=f"{size} bytes", expected=entry.bytes, do="export the bundle again"
+                f"{folder / name} is too large", got=f"{entry.bytes} bytes", expected=f"at most {bound}"
             )
-        digest = hashes.sha256_of(path, progress)
-        if digest != entry.sha256:
-            raise IntegrityError(
-                f"{path} was altered",
-                got=f"SHA-256 {digest[:12]}…",
-                expected=f"{entry.sha256[:12]}…",
-                do="export the bundle again",
-            )
+        verify_file(folder / name, entry, root, do="export the bundle again", hashes=hashes, progress=progress)
     return Bundle(folder=folder, manifest=manifest)
+
+
+def verify_file(
+    path: Path, entry: FileEntry, root: Path, *, do: str, hashes: HashCache, progress: Progress | None = None
+) -> None:
+    """Refuse a file that is not what was written.
+
+    Args:
+        path: the file.
+        entry: its size and SHA-256.
+        root: the resolved folder that it must not lead out of.
+        do: what repairs it.
+        hashes: where hashes are remembered.
+        progress: called while it is read.
+
+    Raises:
+        IntegrityError: it is missing, a link out of the folder, or of another size or hash.
+    """
+    if not path.is_file():
+        raise IntegrityError(f"{path} is missing", do=do)
+    if not path.resolve().is_relative_to(root):
+        raise IntegrityError(f"{path} is a link out of the bundle", do=do)
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise IntegrityError(f"{path} was altered", got=f"{size} bytes", expected=entry.bytes, do=do)
+    digest = hashes.sha256_of(path, progress)
+    if digest != entry.sha256:
+        raise IntegrityError(
+            f"{path} was altered", got=f"SHA-256 {digest[:12]}…", expected=f"{entry.sha256[:12]}…", do=do
+        )
 
 
 def _refuse_unlisted_weights(folder: Path, manifest: Manifest) -> None:

@@ -129,11 +129,14 @@ def test_the_vision_graph_computes_the_same(pipeline: Pipeline, measure: Pipelin
 def test_the_decoder_computes_the_same(decoder: Decoder, measure: Pipeline) -> None:
     """A prefill with an empty cache, then steps that are fed what came back."""
     one, other = decoder.begin(), measure._decoder.begin()
-    length = 0
-    for step, count in enumerate((20, 1, 1, 1)):
-        rows, positions = embeds(decoder, count, step), np.arange(length, length + count)
-        assert value_difference(one.step(rows, positions), other.step(rows, positions)) < SCORES["fp32"]
-        length += count
+    rows, positions = embeds(decoder, 20, 0), np.arange(20)
+    found, expected = one.prefill(rows, positions), other.prefill(rows, positions)
+    for token in (7, 300, 41, None):
+        assert value_difference(found.logits, expected.logits) < SCORES["fp32"]
+        assert found.token == expected.token == expected.logits.argmax()
+        tokens = found.tokens if token is None else np.array([[token]])
+        found, expected = one.append(tokens), other.append(tokens if token else expected.tokens)
+    assert value_difference(found.logits, expected.logits) < SCORES["fp32"]
 
 
 def test_greedy_tokens_are_the_same(pipeline: Pipeline, measure: Pipeline, photos: dict[str, Path]) -> None:

@@ -18,11 +18,13 @@ from cuda.bindings import runtime as real_cuda
 
 from ptp import Pipeline
 from ptp.bundle import open_bundle
-from ptp.bundle.engine import CONFIG_NAME, engine_folder
+from ptp.bundle.engine import CONFIG_NAME, KINDS, engine_folder, read_engines
 from ptp.errors import BackendError, ConfigError, IntegrityError, PromptError
 from ptp.export.config import ExportConfig
 from ptp.export.pipeline import export
 from ptp.runtime.backends.registry import graph_loader
+from ptp.runtime.comparison import Agreement
+from ptp.runtime.verify import arithmetic_of, verify_bundle
 
 RTX = "tensorrt-rtx"
 QUESTION = "What is in the picture?"
@@ -46,6 +48,14 @@ def config_of(folder: Path, kind: str = "llm", target: str = "sm86") -> Path:
 
 def rewrite(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def never_ends(folder: Path) -> None:
+    """Leave the end token out of a bundle, so that every answer is as long as it may be."""
+    path = folder / "ptp_config.json"
+    manifest = json.loads(path.read_text())
+    manifest["prompting"]["eos_token_ids"] = []
+    path.write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(
@@ -77,22 +87,34 @@ def test_the_fakes_functions_are_there_in_cuda_bindings() -> None:
 def test_memory_is_allocated_once_and_the_cache_stays_on_the_device(
     folder: Path, fake: SimpleNamespace, photos: dict[str, Path]
 ) -> None:
+    never_ends(folder)
     pipeline = Pipeline.load(folder, backend=RTX)
-    pipeline.generate(photos["cat"], QUESTION, max_new_tokens=3)
+    for temperature in (0.0, 1.0):
+        pipeline.generate(photos["cat"], QUESTION, max_new_tokens=3, temperature=temperature)
     allocated, model = len(fake.cuda.blocks), pipeline.manifest.language_model
-    stream = pipeline.stream(photos["cat"], QUESTION, max_new_tokens=12, temperature=9.0, seed=1)
-    fake.cuda.copied.clear()
-    fake.library.calls.clear()
-    tokens = len(stream.answer().token_ids)
-    assert tokens > 4
-    assert len(fake.cuda.blocks) == allocated
-    assert [profile for _, profile in fake.library.calls] == [0] + [1] * (tokens - 1)
-    assert not [x for x in fake.cuda.copied if x[0] == fake_cuda.CopyKind.cudaMemcpyDeviceToDevice]
-    down = [size for kind, size in fake.cuda.copied if kind == fake_cuda.CopyKind.cudaMemcpyDeviceToHost]
-    assert down == [4 * model.vocab_size] * tokens
-    up = [size for kind, size in fake.cuda.copied if kind == fake_cuda.CopyKind.cudaMemcpyHostToDevice]
-    assert len(up) == 3 * tokens  # embeddings, mask, positions
-    assert max(up[3:]) <= max(4 * model.hidden_size, 8 * pipeline._decoder.max_context)
+    # greedy: only the token comes down; drawn: the logits, and the token goes up
+    for temperature, up_each, down_each in ((0.0, [], [8]), (1.0, [8], [4 * model.vocab_size])):
+        stream = pipeline.stream(photos["cat"], QUESTION, max_new_tokens=12, temperature=temperature, seed=1)
+        fake.cuda.copied.clear()
+        fake.library.calls.clear()
+        assert len(stream.answer().token_ids) == 12
+        assert len(fake.cuda.blocks) == allocated
+        # the embedding has one profile, the decoder one for the prompt and one for the tokens after it
+        assert [profile for _, profile in fake.library.calls] == [0] + [0, 1] * 11
+        copied = {kind: [size for x, size in fake.cuda.copied if x == kind] for kind in fake_cuda.CopyKind}
+        assert not copied[fake_cuda.CopyKind.cudaMemcpyDeviceToDevice]
+        assert copied[fake_cuda.CopyKind.cudaMemcpyDeviceToHost] == 12 * down_each
+        # embeddings, mask and positions of the prompt
+        assert copied[fake_cuda.CopyKind.cudaMemcpyHostToDevice][3:] == 11 * up_each
+
+
+def test_engines_are_verified_like_any_backend(folder: Path, fake: SimpleNamespace) -> None:
+    found = verify_bundle(open_bundle(folder), graph_loader(RTX), arithmetic_of("fp32", RTX))
+    assert found.verified
+    assert found.arithmetic == "fp32"
+    (tokens,) = (check for check in found.checks if check.output == "tokens")
+    assert isinstance(tokens, Agreement)
+    assert tokens.total >= len(found.images)
 
 
 def test_all_memory_is_given_back(folder: Path, fake: SimpleNamespace, photos: dict[str, Path]) -> None:
@@ -151,10 +173,7 @@ def test_a_k_at_run_time_and_float16(ranged_bundle: Path, fake: SimpleNamespace,
 def test_a_context_that_the_cache_has_no_room_for_is_refused_at_once(
     folder: Path, fake: SimpleNamespace, photos: dict[str, Path]
 ) -> None:
-    path = folder / "ptp_config.json"
-    manifest = json.loads(path.read_text())
-    manifest["prompting"]["eos_token_ids"] = []  # an answer never ends by itself
-    path.write_text(json.dumps(manifest))
+    never_ends(folder)
     pipeline = Pipeline.load(folder, backend=RTX)
     visual = pipeline.encode(photos["cat"], QUESTION)
     length = visual.count + len(pipeline._encoder.prompter(QUESTION).ids)
@@ -202,11 +221,14 @@ def test_a_fingerprint_of_something_else_is_refused(
 ) -> None:
     rewrite(config_of(folder), **changes)
     with pytest.raises(
-        BackendError, match=rf"the engine in .*sm86/llm does not fit; .*{problem}.*; build it again: ptp build "
+        BackendError, match=rf"the engine in .*sm86/llm does not fit; .*{problem}.*; build .*: ptp build "
     ) as got:
         Pipeline.load(folder, backend=RTX, target="sm86")
-    target = changes.get("target", "sm86")
-    assert str(got.value).endswith(f"--backend tensorrt-rtx --target {target} --max-context 300 --force")
+    command = f"ptp build {folder} --backend tensorrt-rtx"
+    if "compute_capability" in changes:  # the same engine again would be refused again
+        assert str(got.value).endswith(f"build one for this GPU: {command}")
+    else:
+        assert str(got.value).endswith(f"build it again: {command} --target sm86 --max-context 300 --force")
     assert not fake.library.calls
 
 
@@ -234,17 +256,17 @@ def test_the_engine_of_the_devices_compute_capability_is_taken(
     copied_bundle: Path, fake: SimpleNamespace, photos: dict[str, Path]
 ) -> None:
     with pytest.raises(
-        BackendError, match=r"has no visual engine for tensorrt-rtx; build it: ptp build .*copy --backend"
+        BackendError, match=r"has no embed engine for tensorrt-rtx; build it: ptp build .*copy --backend"
     ):
         Pipeline.load(copied_bundle, backend=RTX)
     for target, capability in (("sm89", [8, 9]), ("sm120", [12, 0])):
         fake_engine.write_engines(copied_bundle, target=target)
-        for kind in ("visual", "llm"):
+        for kind in KINDS:
             rewrite(config_of(copied_bundle, kind, target), compute_capability=capability)
     there = r"got sm120 of compute capability 12\.0, sm89 of compute capability 8\.9"
     with pytest.raises(BackendError, match=rf"{there}; expected 8\.6, that of NVIDIA fake"):
         Pipeline.load(copied_bundle, backend=RTX)
-    with pytest.raises(ConfigError, match="no visual engine for target 'sm86'; expected sm120 or sm89"):
+    with pytest.raises(ConfigError, match="no embed engine for target 'sm86'; expected sm120 or sm89"):
         Pipeline.load(copied_bundle, backend=RTX, target="sm86")
     fake_engine.write_engines(copied_bundle)
     Pipeline.load(copied_bundle, backend=RTX)
@@ -252,6 +274,48 @@ def test_the_engine_of_the_devices_compute_capability_is_taken(
     with pytest.raises(ConfigError, match="several engines fit this GPU; got other, sm86; choose one with --target"):
         Pipeline.load(copied_bundle, backend=RTX)
     Pipeline.load(copied_bundle, backend=RTX, target="other")
+
+
+def test_what_is_still_being_built_is_no_engine(copied_bundle: Path, fake: SimpleNamespace) -> None:
+    """`ptp build` writes into a folder with a dot, and renames it at the end."""
+    fake_engine.write_engines(copied_bundle)
+    fake_engine.write_engines(copied_bundle, target=".sm86.1234.partial")
+    assert [config.target for config in read_engines(copied_bundle)] == ["sm86"] * 3
+    Pipeline.load(copied_bundle, backend=RTX)
+
+
+def test_engines_without_a_fingerprint_are_built_with_force(copied_bundle: Path, fake: SimpleNamespace) -> None:
+    """As the bundle's own build.sh leaves them."""
+    for kind in KINDS:
+        engine_folder(copied_bundle, RTX, "sm86", kind).mkdir(parents=True)
+    with pytest.raises(BackendError, match=r"has no embed engine .*--backend tensorrt-rtx --force$"):
+        Pipeline.load(copied_bundle, backend=RTX)
+
+
+def test_a_version_compatible_engine_may_bring_its_own_code(folder: Path, fake: SimpleNamespace) -> None:
+    for kind in KINDS:
+        path = config_of(folder, kind)
+        engine = path.with_name(f"{kind}.engine")
+        engine.write_text(json.dumps(json.loads(engine.read_text()) | {"needs_host_code": True}))
+        rewrite(path, engine=fake_engine.file_entry(engine).model_dump())
+    with pytest.raises(BackendError, match=r"cannot load .*embed\.engine; got Host code is not allowed"):
+        Pipeline.load(folder, backend=RTX)
+    for kind in KINDS:
+        rewrite(config_of(folder, kind), flags={"VERSION_COMPATIBLE": True})
+    Pipeline.load(folder, backend=RTX)
+
+
+def test_a_cuda_graph_that_cannot_be_made_is_done_without(
+    folder: Path, fake: SimpleNamespace, photos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = (fake_cuda.Error.cudaErrorMemoryAllocation, None)
+    monkeypatch.setattr(fake.cuda, "cudaGraphInstantiate", lambda graph, flags: failed, raising=False)
+    pipeline, measure = Pipeline.load(folder, backend=RTX), Pipeline.load(folder)
+    for name in ("cat", "rocket", "coffee"):
+        found, expected = (x.encode(photos[name], QUESTION) for x in (pipeline, measure))
+        np.testing.assert_array_equal(found.features, expected.features)
+    assert fake.cuda.calls.count("cudaGraphLaunch") == 0
+    assert fake.cuda.calls.count("cudaGetLastError") == 1
 
 
 def replace_engine(folder: Path, **changes: Any) -> None:

@@ -26,7 +26,7 @@ from ptp.runtime.backends.registry import BACKENDS, graph_loader
         ("openvino", {"precision": "int8"}, "no such precision; got 'int8'; expected fp32 or bf16"),
         ("onnxruntime", {"provider": "gpu"}, "no such provider"),
         ("onnxruntime", {"threads": 0}, "threads is out of range; got 0; expected at least 1"),
-        ("tensorrt", {"threads": -1}, "threads is out of range"),
+        ("tensorrt", {"threads": 2}, "threads is an option of onnxruntime or openvino; got backend tensorrt"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused(backend: str, options: dict[str, object], problem: str) -> None:
