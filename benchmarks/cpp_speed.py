@@ -3,15 +3,19 @@
     python benchmarks/cpp_speed.py BUNDLE --image photo.jpg --prompt "Where is the cat?" [--repeats 5] [--threads 2]
 
 Both use the ONNX Runtime of the Python package and take turns, so that a slow moment of the machine hits both; medians
-are printed, and whether the tokens are the same. `libptp.so` is driven through its C interface; `scripts/demo-cpp`
-builds it.
+are printed, and whether the tokens are the same. The first token counts when its text is there. `--endless` asks a copy
+of the bundle that knows no end token, since the demo's answers are one word. `libptp.so` is driven through its C
+interface; `scripts/demo-cpp` builds it.
 
 Run it with nothing else running.
 """
 
 import argparse
 import ctypes as c
+import json
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -69,13 +73,14 @@ class Cpp:
             raise SystemExit(error.value.decode())
 
     def __call__(self, image: Path, prompt: str, max_new_tokens: int) -> tuple[list[int], list[float]]:
-        """Return the tokens and the moments: start, encoded, and each token."""
+        """Return the tokens and the moments: start, encoded, each piece of text, end."""
         tiles, visual, tokens, moments = c.c_void_p(), c.c_void_p(), list[int](), [time.perf_counter()]
 
         def on_token(_: Any, token: int, text: bytes, size: int) -> int:
+            if size:
+                moments.append(time.perf_counter())
             if token >= 0:
                 tokens.append(token)
-                moments.append(time.perf_counter())
             return 0
 
         options = GenerateOptions(struct_size=c.sizeof(GenerateOptions), max_new_tokens=max_new_tokens)
@@ -85,6 +90,7 @@ class Cpp:
         moments.append(time.perf_counter())
         callback = TokenCallback(on_token)
         self._check(self._ptp.ptp_generate(self._session, visual, text, c.byref(options), callback, None, None))
+        moments.append(time.perf_counter())
         self._ptp.ptp_visual_free(visual)
         self._ptp.ptp_tiles_free(tiles)
         return tokens, moments
@@ -95,7 +101,7 @@ class Cpp:
 
 
 def python(pipeline: Pipeline, image: Path, prompt: str, max_new_tokens: int) -> tuple[list[int], list[float]]:
-    """Return the same of the Python runtime; a piece of text may be several tokens."""
+    """Return the same of the Python runtime."""
     moments = [time.perf_counter()]
     visual = pipeline.encode(image, prompt)
     moments.append(time.perf_counter())
@@ -107,7 +113,7 @@ def python(pipeline: Pipeline, image: Path, prompt: str, max_new_tokens: int) ->
 
 
 def main() -> None:
-    """Measure and print."""
+    """Read the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--image", type=Path, required=True)
@@ -116,9 +122,26 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--library", type=Path, default=LIBRARY)
+    parser.add_argument("--endless", action="store_true")
     options = parser.parse_args()
-    pipeline = Pipeline.load(options.bundle, threads=options.threads)
-    cpp = Cpp(options.library, options.bundle, options.threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = endless(options.bundle, Path(scratch)) if options.endless else options.bundle
+        measure(options, bundle)
+
+
+def endless(bundle: Path, scratch: Path) -> Path:
+    """Return a copy of a bundle whose answers never end by themselves."""
+    copy = Path(shutil.copytree(bundle, scratch / "bundle"))
+    manifest = json.loads((copy / "ptp_config.json").read_text(encoding="utf-8"))
+    manifest["prompting"]["eos_token_ids"] = []
+    (copy / "ptp_config.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return copy
+
+
+def measure(options: argparse.Namespace, bundle: Path) -> None:
+    """Run both sides in turns and print medians."""
+    pipeline = Pipeline.load(bundle, threads=options.threads)
+    cpp = Cpp(options.library, bundle, options.threads)
     runs: dict[str, Callable[[], tuple[list[int], list[float]]]] = {
         "Python": lambda: python(pipeline, options.image, options.prompt, options.max_new_tokens),
         "C++": lambda: cpp(options.image, options.prompt, options.max_new_tokens),

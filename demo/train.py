@@ -36,7 +36,7 @@ from ptp.errors import ConfigError
 SEED = 0
 SCENES, PRACTICE = 20_000, 8_000
 TOKENIZER_SCENES = 3_000  # whose questions the tokenizer is made for
-ENCODER_STEPS, DECODER_STEPS, JOINT_STEPS = 3_200, 1_800, 900
+ENCODER_STEPS, DECODER_STEPS, JOINT_STEPS = 3_200, 1_800, 600
 IMAGES = 16  # per step of decoder and joint stage
 RATE, MATRIX_RATE = 2e-3, 6e-3  # of the decoder
 JOINT_RATE, JOINT_MATRIX_RATE = 5e-4, 2e-3

@@ -105,6 +105,7 @@ def build_engines(
         flags=options.flags,
     )
     for target, folder in places.items():
+        _check_precision(bundle, target)
         _check_place(folder, force=force)
         _require_builder(bundle, target, command)
     jobs = [_Job.of(bundle, kind, context) for kind in KINDS]
@@ -195,6 +196,18 @@ def _place(bundle: Bundle, target: Target) -> Path:
     if not folder.resolve().is_relative_to(bundle.folder.resolve()):
         raise ConfigError(f"{folder} leads out of the bundle", do="remove the link")
     return folder
+
+
+def _check_precision(bundle: Bundle, target: Target) -> None:
+    """Refuse weights that a target's units do not compute with; the networks are strongly typed."""
+    precision = bundle.manifest.model.precision
+    if precision not in target.precisions:
+        raise ConfigError(
+            f"{target.name} does not compute with the weights of this bundle",
+            got=precision,
+            expected=" or ".join(target.precisions),
+            do="export it again with another --dtype",
+        )
 
 
 def _check_place(folder: Path, *, force: bool) -> None:

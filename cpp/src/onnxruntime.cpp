@@ -267,7 +267,9 @@ public:
 
     std::unique_ptr<Graph> load(const Bundle& bundle, GraphKind kind) override {
         const GraphSpec& spec = spec_of(bundle.manifest, kind);
-        return std::make_unique<OrtGraph>(library_, env_, bundle.path(spec.file).string(), spec, threads_);
+        // looking rows up needs no threads, and those of the embedding would spin while the decoder computes
+        const int threads = kind == GraphKind::embed ? 1 : threads_;
+        return std::make_unique<OrtGraph>(library_, env_, bundle.path(spec.file).string(), spec, threads);
     }
 
     std::string describe() const override { return "ONNX Runtime " + library_->version; }

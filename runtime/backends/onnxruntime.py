@@ -101,7 +101,9 @@ def loader(provider: str, *, threads: int | None) -> LoadGraph:
     available_provider(provider)
 
     def load(bundle: Bundle, spec: GraphSpec) -> OnnxRuntimeGraph:
-        return OnnxRuntimeGraph(bundle.path(spec.file), spec, provider=provider, threads=threads)
+        # looking rows up needs no threads, and those of the embedding would spin while the decoder computes
+        own = 1 if spec == bundle.manifest.graphs.embed_tokens else threads
+        return OnnxRuntimeGraph(bundle.path(spec.file), spec, provider=provider, threads=own)
 
     return load
 

@@ -212,6 +212,14 @@ def test_another_device_than_the_target_is_refused(bundle, board):
         build_engines(bundle, "tensorrt", [TARGETS["thor"]])
 
 
+def test_weights_that_a_target_does_not_compute_with_are_refused(bundle, board):
+    half = replace(NANO, precisions=("fp16",))
+    with pytest.raises(
+        ConfigError, match=r"orin-nano does not compute with .* got fp32; expected fp16; export it again"
+    ):
+        build_engines(bundle, "tensorrt", [half])
+
+
 def test_on_a_board_the_engines_are_built_for_it(bundle, board, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     options = BuildOptions(weight_streaming=True, version_compatible=True, hardware_compatible=True)
