@@ -1,4 +1,4 @@
-"""Make the demo checkpoint: `python -m ptp.demo.train`, about an hour and a quarter on two CPU cores.
+"""Make the demo checkpoint: `python -m ptp.demo.train`, about an hour and a half on two CPU cores.
 
 Three stages: the image encoder alone, told what each token shows (`encoder`); the language model on its features
 (`decoder`); both together for a short while. Each stage's result is kept in the work folder, so that a run that was

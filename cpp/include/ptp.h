@@ -25,6 +25,7 @@
 #include <stdint.h>
 #include <string.h>
 
+/** Marks what the library exports. */
 #if defined(PTP_BUILDING) && defined(__GNUC__)
 #define PTP_API __attribute__((visibility("default")))
 #else

@@ -21,7 +21,9 @@ namespace ptp {
 /** A call that failed; what() is the library's sentence. */
 class Failure : public std::runtime_error {
 public:
+    /** @param status its code. @param text the library's sentence. */
     Failure(ptp_status status, const std::string& text) : std::runtime_error(text), status_(status) {}
+    /** Its code. */
     ptp_status status() const noexcept { return status_; }
 
 private:
@@ -31,8 +33,11 @@ private:
 /** Tiles of one image. */
 class Tiles {
 public:
+    /** Takes the handle over. */
     explicit Tiles(ptp_tiles* handle) : handle_(handle, ptp_tiles_free) {}
+    /** The handle, which stays this object's. */
     const ptp_tiles* get() const { return handle_.get(); }
+    /** Where the values are. */
     ptp_tiles_view view() const {
         ptp_tiles_view view{};
         view.struct_size = sizeof view;
@@ -47,8 +52,11 @@ private:
 /** Visual tokens of one image. */
 class Visual {
 public:
+    /** Takes the handle over. */
     explicit Visual(ptp_visual* handle) : handle_(handle, ptp_visual_free) {}
+    /** The handle, which stays this object's. */
     const ptp_visual* get() const { return handle_.get(); }
+    /** Where the values are. */
     ptp_visual_view view() const {
         ptp_visual_view view{};
         view.struct_size = sizeof view;
@@ -88,6 +96,7 @@ public:
      */
     using OnToken = std::function<bool(int64_t token, std::string_view text)>;
 
+    /** See ptp_open(). */
     explicit Session(const std::string& folder, const ptp_options& options = default_options())
         : handle_(nullptr, ptp_close) {
         ptp_session* session = nullptr;
@@ -97,8 +106,10 @@ public:
         handle_.reset(session);
     }
 
+    /** The handle, which stays this object's. */
     ptp_session* get() const { return handle_.get(); }
 
+    /** Sizes of the bundle. */
     ptp_description describe() const {
         ptp_description description{};
         description.struct_size = sizeof description;
@@ -106,26 +117,28 @@ public:
         return description;
     }
 
+    /** Tiles of a JPEG or PNG file. */
     Tiles tiles(const std::string& path) const {
         ptp_tiles* tiles = nullptr;
         check(ptp_tiles_from_file(get(), path.c_str(), &tiles));
         return Tiles(tiles);
     }
 
-    /** @param data a JPEG or PNG file in memory. */
+    /** Tiles of a JPEG or PNG file of `size` bytes in memory. */
     Tiles tiles(const void* data, size_t size) const {
         ptp_tiles* tiles = nullptr;
         check(ptp_tiles_from_memory(get(), data, size, &tiles));
         return Tiles(tiles);
     }
 
+    /** Tiles of upright pixels. */
     Tiles tiles(const ptp_image& image) const {
         ptp_tiles* tiles = nullptr;
         check(ptp_tiles_from_pixels(get(), &image, &tiles));
         return Tiles(tiles);
     }
 
-    /** @param question may be NULL where the bundle does not look at it. */
+    /** See ptp_encode(); `question` may be NULL where the bundle does not look at it. */
     Visual encode(const Tiles& tiles, const char* question,
                   const ptp_encode_options& options = default_encode_options()) const {
         ptp_visual* visual = nullptr;
@@ -135,10 +148,11 @@ public:
 
     /** Token ids of a prompt; the image stands behind the first `prefix` of them. */
     struct Prompt {
-        std::vector<int64_t> ids;
-        size_t prefix;
+        std::vector<int64_t> ids; /**< text before the image, then text after it */
+        size_t prefix;            /**< how many of them stand before it */
     };
 
+    /** See ptp_tokenize(). */
     Prompt tokenize(const std::string& question) const {
         Prompt prompt{std::vector<int64_t>(static_cast<size_t>(describe().max_prompt)), 0};
         size_t count = 0;
@@ -147,7 +161,7 @@ public:
         return prompt;
     }
 
-    /** An exception of `on_token` ends the answer and is passed on. */
+    /** See ptp_generate(). An exception of `on_token` ends the answer and is passed on. */
     ptp_answer generate(const Visual& visual, const std::string& question, const OnToken& on_token,
                         const ptp_generate_options& options = default_generate_options()) const {
         if (question.find('\0') != std::string::npos)
