@@ -76,7 +76,7 @@ def backend(request: pytest.FixtureRequest, bundle_folder: Path) -> Iterator[tup
 @pytest.fixture(scope="module")
 def pipeline(backend: tuple[Path, str]) -> Pipeline:
     folder, name = backend
-    return Pipeline.load(folder, backend=name, threads=1)
+    return Pipeline.load(folder, backend=name, threads=None if name.startswith("tensorrt") else 1)
 
 
 @pytest.fixture(scope="module")

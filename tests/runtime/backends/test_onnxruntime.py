@@ -175,12 +175,14 @@ def test_tensorrt_leaves_what_changes_its_shape_to_cuda(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(ort, "get_available_providers", lambda: list(backend.PROVIDERS.values()))
     monkeypatch.setattr(ort, "InferenceSession", start)
-    fixed = SPEC.model_copy(update={"inputs": (TensorSpec(name="new", dtype="float32", shape=(1, 2, 4)),)})
-    for spec in (SPEC, fixed):
+    inputs = (TensorSpec(name="new", dtype="float32", shape=(1, 2, 4)),)
+    chosen = SPEC.model_copy(update={"inputs": inputs})  # a K that is an input's value leaves an output open
+    fixed = chosen.model_copy(update={"outputs": inputs})
+    for spec in (SPEC, chosen, fixed):
         with pytest.raises(BackendError, match="could not start"):
             OnnxRuntimeGraph(path, spec, provider="tensorrt")
     cuda = ("CUDAExecutionProvider", {"use_tf32": "0"})
-    assert asked == [[cuda], [("TensorrtExecutionProvider", {}), cuda]]
+    assert asked == [[cuda], [cuda], [("TensorrtExecutionProvider", {}), cuda]]
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
     with pytest.raises(BackendError, match="cuda is not available"):
         OnnxRuntimeGraph(path, SPEC, provider="tensorrt")
