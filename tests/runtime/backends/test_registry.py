@@ -58,7 +58,7 @@ def test_without_a_device_engines_are_refused_before_their_library_is_touched(
     monkeypatch.setattr("ptp.runtime.backends.tensorrt.find_device", lambda: None)
     monkeypatch.setitem(sys.modules, backend.replace("-", "_"), None)
     expected = (
-        rf"the backend {backend} needs an NVIDIA GPU; got no CUDA device \(.+\); run on a machine where nvidia-smi lists"
+        rf"the backend {backend} needs an NVIDIA GPU; got no CUDA device \(.+\); run on a machine where nvidia-smi"
     )
     with pytest.raises(BackendError, match=expected):
         graph_loader(backend)
