@@ -13,14 +13,16 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from ptp.bundle.manifest import LanguageModel, Precision, Prompting, Tiling
 from ptp.demo import CHECKPOINT as DEMO
 from ptp.errors import CheckpointError
+from ptp.export import weights
 from ptp.export.adapters import adapter_for
 from ptp.export.adapters.base import Adapter
 from ptp.export.single_turn import single_turn
+from ptp.export.weights import Skeleton, Weights
 
 SHORT_NAMES = {
     "llava-next": "llava-hf/llava-v1.6-mistral-7b-hf",
@@ -159,29 +161,40 @@ def open_checkpoint(model: str, revision: str | None, *, weights: bool) -> Check
     return Checkpoint(id=name, revision=commit, folder=folder, adapter=adapter, config=config, processor=processor)
 
 
-def load_weights(checkpoint: Checkpoint, precision: Precision) -> Any:
-    """Load the model, strictly: every tensor the model has must be in the files, and no other.
+def find_weights(checkpoint: Checkpoint, precision: Precision) -> Weights:
+    """Find the model's weights, strictly: every tensor the model has must be in the files, and no other.
+
+    Args:
+        checkpoint: where they are.
+        precision: what they are rounded to.
 
     Raises:
         CheckpointError: tensors are missing, extra or of another shape (all named), or a file is damaged.
     """
     with _transformers_errors(checkpoint.folder):
-        model, report = checkpoint.adapter.load_class().from_pretrained(
-            checkpoint.folder,
-            dtype=DTYPES[precision],
-            output_loading_info=True,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # reported below together with the missing and the extra ones
-        )
-    wrong = {
-        "missing": sorted(report["missing_keys"]),
-        "extra": sorted(report["unexpected_keys"]),
-        "of another shape": sorted(str(key[0] if isinstance(key, tuple) else key) for key in report["mismatched_keys"]),
-    }
-    problems = [f"{len(keys)} {kind}: {', '.join(keys)}" for kind, keys in wrong.items() if keys]
-    if problems:
-        raise CheckpointError(f"the tensors of {checkpoint.id} are not those of its model", got=", ".join(problems))
-    return model.eval()
+        model = weights.empty_model(checkpoint.adapter.load_class(), checkpoint.config)
+        return weights.find_weights(checkpoint.folder, model, DTYPES[precision])
+
+
+def load_model(checkpoint: Checkpoint, values: Weights) -> Any:
+    """Return transformers' model, which computes in FP32 whatever its weights are rounded to.
+
+    The weights of a large one stay on disk, and are read each time a module of it is called.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    with _transformers_errors(checkpoint.folder):
+        model = weights.empty_model(checkpoint.adapter.load_class(), checkpoint.config)
+        if (checkpoint.folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
+        weights.fill(model, values)
+    return model
+
+
+def make_skeleton(checkpoint: Checkpoint, values: Weights) -> Skeleton:
+    """Return transformers' model as it is traced: types and shapes of its weights, and where to read them."""
+    return weights.make_skeleton(checkpoint.adapter.load_class(), checkpoint.config, values)
 
 
 def _locate(model: str, revision: str | None, *, weights: bool) -> tuple[Path, str, str | None]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ptp.alpha import parse_alpha
 from ptp.bundle.manifest import Instruction, NewlinePolicy, PositionPolicy, Precision, RegionRule, ThumbnailPolicy
@@ -77,8 +77,13 @@ def export(
         checkpoint = open_checkpoint(config.model, config.revision, weights=False)
         _print_plan(console, make_plan(config, checkpoint), checkpoint)
         return
-    with _progress() as progress:
-        bundle = run_export(config, progress)
+    try:
+        with _progress() as progress:
+            bundle = run_export(config, progress)
+    except (KeyboardInterrupt, OSError):
+        for left in config.out.absolute().parent.glob(f".{config.out.name}.*.partial"):
+            console.print(f"{left} holds what was written; the same command goes on from there", markup=False)
+        raise
     manifest = bundle.manifest
     total = sum(entry.bytes for entry in manifest.files.values())
     console.print(f"[bold]{escape(str(bundle.folder))}[/bold]  {human_bytes(total)}")
@@ -145,13 +150,17 @@ def _progress() -> Iterator[Any]:
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[amount]}"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("starting", total=None)
+        task = progress.add_task("starting", total=None, amount="")
 
         def say(what: str, done: int | None, total: int | None) -> None:
-            progress.update(task, description=what, completed=done or 0, total=total)
+            amount = ""
+            if done is not None and total is not None:
+                name = human_bytes if what.endswith("bytes") else str
+                amount = f"{name(done)} of {name(total)}"
+            progress.update(task, description=what, completed=done or 0, total=total, amount=amount)
 
         yield say

@@ -28,15 +28,6 @@ def attention_windows(config: Any) -> list[int | None]:
     return [None] * layers
 
 
-def drop_late_blocks(model: Any) -> None:
-    """Take from a model what neither the vision graph nor its gates look at: all but two blocks, and the head.
-
-    Args:
-        model: transformers' `LlavaNextForConditionalGeneration`.
-    """
-    del model.lm_head, model.model.language_model.layers[2:]
-
-
 class EarlyBlocks(nn.Module):
     """First block of a Llama-shaped language model, and the query and key projections of the second.
 

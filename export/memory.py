@@ -11,9 +11,9 @@ from ptp.engines.profiles import NEW_TOKENS
 from ptp.engines.targets import TARGETS
 from ptp.export.checkpoint import DTYPES, Checkpoint
 from ptp.export.decoder import DecoderGraph, EmbedGraph
-from ptp.export.language import drop_late_blocks
 from ptp.export.plan import Plan
 from ptp.export.vision import build_vision_graph
+from ptp.export.weights import IN_MEMORY, empty_model
 
 BASE_BYTES = 750 << 20
 """Python with torch, transformers, onnx and ONNX Runtime imported, and a traced graph."""
@@ -50,15 +50,14 @@ class Sizes:
 def estimate(plan: Plan, checkpoint: Checkpoint) -> Sizes:
     """Estimate sizes from the configuration alone.
 
-    An export holds all weights once, until embedding and decoder are written and the parity vectors recorded, which
-    takes activations beside them. Then the language model's later blocks are dropped, and one after the other come ONNX
-    Runtime with the vision graph and its activations, compared with what is left of the model, and TensorRT-RTX's
-    builder where it is installed. A run holds all weights, the cache and the encoder's activations; ONNX Runtime on the
-    CPU computes float16 graphs with float32 copies of their weights.
+    An export writes weights one at a time. The model that the graphs are compared with computes in float32; it holds
+    all its weights if they are few, and otherwise the one in use. Beside it come, one after the other, ONNX Runtime
+    with the vision graph and its activations, and TensorRT-RTX's builder, in a process of its own, where that is
+    installed. A run holds all weights, the cache and the encoder's activations; ONNX Runtime on the CPU computes
+    float16 graphs with float32 copies of their weights.
     """
     itemsize = DTYPES[plan.config.precision].itemsize
-    with torch.device("meta"):
-        model = checkpoint.adapter.load_class()._from_config(checkpoint.config)
+    model = empty_model(checkpoint.adapter.load_class(), checkpoint.config)
     vision, embed, decoder = (
         itemsize * _parameters(module)
         for module in (
@@ -72,9 +71,9 @@ def estimate(plan: Plan, checkpoint: Checkpoint) -> Sizes:
     cache = memory.cache_bytes(text, plan.config.precision, tokens)
     activations = _vision_activations(plan, checkpoint)
     compute = 2 if plan.config.precision == "fp16" else 1
-    loaded = itemsize * _parameters(model)
-    drop_late_blocks(model)
-    left = itemsize * _parameters(model)
+    held = torch.float32.itemsize * _parameters(model)
+    if held > IN_MEMORY:
+        held = torch.float32.itemsize * max(parameter.numel() for parameter in model.parameters())
     parity = (1 + compute) * vision + activations
     build = memory.builder_bytes(vision) if tensorrt.is_installed("tensorrt-rtx") else 0
     board_build, board_run = _board_memory(plan, checkpoint, (vision, embed, decoder))
@@ -83,7 +82,7 @@ def estimate(plan: Plan, checkpoint: Checkpoint) -> Sizes:
         embed=embed,
         decoder=decoder,
         cache=cache,
-        export=BASE_BYTES + max(loaded + activations, left + max(parity, build)),
+        export=BASE_BYTES + held + max(parity, build),
         run=RUNTIME_BASE_BYTES + (1 + (compute - 1) * 2) * (vision + embed + decoder) + cache + activations,
         board_build=board_build,
         board_run=board_run,

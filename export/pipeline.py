@@ -5,8 +5,9 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,18 +25,18 @@ from ptp.engines.build_script import write_build_script
 from ptp.engines.memory import estimate
 from ptp.engines.profiles import default_max_context, longest_prompt
 from ptp.engines.targets import TARGETS
-from ptp.export.checkpoint import Checkpoint, load_weights, open_checkpoint
+from ptp.export.checkpoint import Checkpoint, find_weights, load_model, make_skeleton, open_checkpoint
 from ptp.export.config import ExportConfig
 from ptp.export.decoder import DecoderGraph, EmbedGraph
 from ptp.export.gates.parity import ImageParity, check_parity
 from ptp.export.gates.vectors import record_vectors
-from ptp.export.language import drop_late_blocks
 from ptp.export.lint import lint
 from ptp.export.passes import ShareWeights, shared_bytes
 from ptp.export.plan import Plan, make_plan
 from ptp.export.specs import GraphIO
 from ptp.export.to_onnx import save, trace
 from ptp.export.vision import build_vision_graph
+from ptp.export.weights import Skeleton, Weights
 from ptp.report.evaluation import read_evaluation
 from ptp.report.page import EngineMemory, write_report
 
@@ -75,27 +76,32 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
     checkpoint = open_checkpoint(config.model, config.revision, weights=True)
     plan = make_plan(config, checkpoint)
     evaluation = read_evaluation(checkpoint.folder)
-    started = time.perf_counter()
-    with staged(config.out, force=config.force) as stage:
-        say("loading weights", None, None)
-        model = load_weights(checkpoint, config.precision)
+    weights = find_weights(checkpoint, config.precision)
+    clock = Clock()
+    with staged(config.out, force=config.force, resume=_identity(plan, weights)) as stage:
+        skeleton = make_skeleton(checkpoint, weights)
         checkpoint.copy_files(stage)
+        model = load_model(checkpoint, weights)
         prompting = checkpoint.prompting(model.generation_config, config.max_prompt)
         if not (stage / "generation_config.json").exists():
             model.generation_config.to_json_file(stage / "generation_config.json")
 
-        embed = _write(EmbedGraph(model), plan.embed_io, "embed_tokens", plan, stage, say)
-        decoder = _write(DecoderGraph(model), plan.decoder_io, "decoder_model_merged", plan, stage, say)
+        write = partial(_write, plan, skeleton, stage, say, clock)
+        embed = write(EmbedGraph(skeleton.model), plan.embed_io, "embed_tokens")
+        decoder = write(DecoderGraph(skeleton.model), plan.decoder_io, "decoder_model_merged")
         size = plan.tiling.tile_size
         model.config.image_grid_pinpoints = [[rows * size, columns * size] for rows, columns in plan.tiling.grids]
-        vectors = record_vectors(plan, checkpoint, model, partial(say, "recording parity vectors"))
-        write_vectors(stage / VECTORS_NAME, vectors)
-        drop_late_blocks(model)  # they are on disk
+        if not (stage / VECTORS_NAME).exists():
+            with clock("recording parity vectors"):
+                vectors = record_vectors(plan, checkpoint, model, partial(say, "recording parity vectors"))
+            write_vectors(stage / VECTORS_NAME, vectors)
+        graph = build_vision_graph(plan, checkpoint, skeleton.model)
+        vision = write(graph, plan.vision_io, "vision_encoder", static=True, beside=stage / decoder.file)
         gc.collect()
-        vision, check = _export_vision(plan, checkpoint, model, stage / decoder.file, stage, say)
+        check = _check_vision(plan, checkpoint, model, stage / vision.file, say, clock)
         del model
 
-        _write_report(stage / "report.json", plan, check, time.perf_counter() - started)
+        _write_report(stage / "report.json", plan, check, clock)
         say("hashing", None, None)
         manifest = Manifest(
             tools={"python": platform.python_version()} | {name: version(name) for name in TOOLS},
@@ -130,45 +136,72 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
     return Bundle(folder=config.out, manifest=manifest)
 
 
-def _export_vision(
-    plan: Plan, checkpoint: Checkpoint, model: Any, decoder: Path, stage: Path, say: Progress
-) -> tuple[GraphSpec, VisionCheck]:
-    """Write the vision graph, its language model's weights shared with the decoder; put it through the three gates."""
-    graph = build_vision_graph(plan, checkpoint, model)
-    spec = _write(graph, plan.vision_io, "vision_encoder", plan, stage, say, static=True, beside=decoder)
-    gc.collect()
-    path = stage / spec.file
-    images = check_parity(
-        path, plan.vision_io, plan, checkpoint, model, lambda done, of: say("comparing with transformers", done, of)
-    )
+class Clock:
+    """How long each kind of step took, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        """Add the time of what is done inside to a step."""
+        started = time.perf_counter()
+        yield
+        self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - started
+
+
+def _identity(plan: Plan, weights: Weights) -> str | None:
+    """Return all that decides what an export writes, where so much is written that a stopped one should go on."""
+    if not weights.stay_on_disk:
+        return None
+    files = sorted({place.file for place in weights.places.values()})
+    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return repr((replace(plan.config, out=Path(), force=False), stats, [version(name) for name in TOOLS]))
+
+
+def _check_vision(
+    plan: Plan, checkpoint: Checkpoint, model: Any, path: Path, say: Progress, clock: Clock
+) -> VisionCheck:
+    """Put the written vision graph through its gates."""
+    with clock("comparing with transformers"):
+        images = check_parity(
+            path, plan.vision_io, plan, checkpoint, model, lambda done, of: say("comparing with transformers", done, of)
+        )
     build = None
     if tensorrt.is_installed("tensorrt-rtx"):
         say("building with TensorRT-RTX", None, None)
-        build = tensorrt.try_build(path, plan.num_kept_profile)
-    return spec, VisionCheck(images=images, build=build, shared_bytes=shared_bytes(path))
+        with clock("building with TensorRT-RTX"):
+            build = tensorrt.try_build(path, plan.num_kept_profile)
+    return VisionCheck(images=images, build=build, shared_bytes=shared_bytes(path))
 
 
 def _write(
+    plan: Plan,
+    skeleton: Skeleton,
+    stage: Path,
+    say: Progress,
+    clock: Clock,
     module: nn.Module,
     io: GraphIO,
     name: str,
-    plan: Plan,
-    stage: Path,
-    say: Progress,
     *,
     static: bool = False,
     beside: Path | None = None,
 ) -> GraphSpec:
-    """Trace, lint and write one graph; weights that the graph `beside` it holds are referred to."""
+    """Trace, lint and write one graph, if that is not done yet; weights of the graph `beside` it are referred to."""
+    spec = GraphSpec(file=f"onnx/{name}{SUFFIX[plan.config.precision]}.onnx", inputs=io.inputs, outputs=io.outputs)
+    if (stage / spec.file).exists():
+        return spec
     say(f"tracing {name}", None, None)
-    model = trace(module, io, opset=plan.config.opset)
-    lint(model, name, static=static)
-    if beside is not None:
-        ShareWeights(beside)(model)
-    file = f"onnx/{name}{SUFFIX[plan.config.precision]}.onnx"
+    with clock("tracing"):
+        model = trace(module, io, opset=plan.config.opset, initializers=skeleton.initializers(module))
+        lint(model, name, static=static)
     say(f"writing {name}", None, None)
-    save(model, stage / file)
-    return GraphSpec(file=file, inputs=io.inputs, outputs=io.outputs)
+    with clock("writing"):
+        if beside is not None:
+            ShareWeights(beside)(model)
+        save(model, stage / spec.file, lambda done, of: say(f"writing {name}, bytes", done, of))
+    return spec
 
 
 def _with_file(manifest: Manifest, path: Path) -> Manifest:
@@ -204,13 +237,13 @@ def _largest(values: Iterable[float]) -> float:
     return float(f"{max(values):.3g}")
 
 
-def _write_report(path: Path, plan: Plan, check: VisionCheck, seconds: float) -> None:
+def _write_report(path: Path, plan: Plan, check: VisionCheck, clock: Clock) -> None:
     report = {
         "pruning": plan.pruning.model_dump(),
         "images": [image.to_dict() for image in check.images],
         "tensorrt_rtx": vars(check.build) if check.build else None,
         "shared_weight_bytes": check.shared_bytes,
-        "seconds": round(seconds, 1),
+        "seconds": {step: round(seconds, 1) for step, seconds in clock.seconds.items()},
         "machine": {"system": platform.platform(), "python": sys.version.split()[0]},
     }
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ptp.bundle.manifest import TensorSpec
 from ptp.errors import ExportError
 from ptp.export.lint import IR_VERSION
-from ptp.export.passes import finish
+from ptp.export.passes import TransposeWeights, finish
 from ptp.export.specs import GraphIO
+from ptp.export.tensor_file import Progress, write_tensors
 
 INLINE_LIMIT = 64 << 20
 """Bytes of weights up to which a model is one file; above, they stand beside it and are streamed."""
@@ -27,7 +28,14 @@ SMALLEST_WEIGHT = 256
 EXAMPLE = {"batch_size": 2, "sequence_length": 3, "past_sequence_length": 5, "total_sequence_length": 8}
 
 
-def trace(module: nn.Module, io: GraphIO, *, opset: int, optimize: bool = True) -> ir.Model:
+def trace(
+    module: nn.Module,
+    io: GraphIO,
+    *,
+    opset: int,
+    optimize: bool = True,
+    initializers: Mapping[str, ir.TensorProtocol] | None = None,
+) -> ir.Model:
     """Trace a module with `torch.onnx.export` and bring the result into its contract.
 
     Args:
@@ -35,6 +43,7 @@ def trace(module: nn.Module, io: GraphIO, *, opset: int, optimize: bool = True) 
         io: the contract.
         opset: ONNX opset, 18 to 20.
         optimize: fold constants and remove what has no effect (onnxscript's passes).
+        initializers: values of the module's parameters where those are fake (`ptp.export.weights.Skeleton`).
 
     Raises:
         ExportError: the traced graph's inputs or outputs are not those of the contract.
@@ -46,13 +55,19 @@ def trace(module: nn.Module, io: GraphIO, *, opset: int, optimize: bool = True) 
             **_arguments(io),
             dynamo=True,
             opset_version=opset,
-            optimize=optimize,
+            optimize=False,
             input_names=[spec.name for spec in io.inputs],
             output_names=outputs,
             verbose=False,
         )
-    if program is None:
-        raise ExportError("torch.onnx.export returned nothing")
+        if program is None:
+            raise ExportError("torch.onnx.export returned nothing")
+        values = initializers or {}
+        for name in values.keys() & program.model.graph.initializers.keys():
+            program.model.graph.initializers[name].const_value = values[name]
+        TransposeWeights()(program.model)
+        if optimize:
+            program.optimize()
     model = program.model
     model.ir_version = IR_VERSION
     finish(model, io)
@@ -60,8 +75,14 @@ def trace(module: nn.Module, io: GraphIO, *, opset: int, optimize: bool = True) 
     return model
 
 
-def save(model: ir.Model, path: Path) -> None:
-    """Write a model to disk, tensor by tensor; large weights go to `<path>_data`, shared ones stay where they are."""
+def save(model: ir.Model, path: Path, progress: Progress | None = None) -> None:
+    """Write a model to disk, tensor by tensor; large weights go to `<path>_data`, shared ones stay where they are.
+
+    Args:
+        model: the model; its weights may be read while they are written.
+        path: of the ONNX file, which is there when all is written.
+        progress: called with bytes of large weights written and bytes in all.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     own = {
         name: value.const_value
@@ -71,11 +92,12 @@ def save(model: ir.Model, path: Path) -> None:
         and not isinstance(value.const_value, ir.ExternalTensor)
     }
     if sum(tensor.nbytes for tensor in own.values()) > INLINE_LIMIT:
-        data = f"{path.name}_data"
-        written = ir.external_data.convert_tensors_to_external(list(own.values()), path.parent, data)
+        written = write_tensors(list(own.values()), path.with_name(f"{path.name}_data"), progress)
         for name, tensor in zip(own, written, strict=True):
             model.graph.initializers[name].const_value = tensor
-    ir.save(model, path)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    ir.save(model, unfinished)
+    unfinished.replace(path)
 
 
 def _example(spec: TensorSpec) -> Tensor:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ptp import Pipeline
 from ptp.demo import CHECKPOINT
-from ptp.export.checkpoint import load_weights, open_checkpoint
+from ptp.export.checkpoint import find_weights, load_model, open_checkpoint
 from ptp.export.config import ExportConfig
 from ptp.export.pipeline import export
 
@@ -25,7 +25,7 @@ TOKENS = 32
 def generate(checkpoint, image, question, *, stop=True):
     """Return transformers' own greedy tokens for the unpruned model."""
     opened = open_checkpoint(str(checkpoint), None, weights=True)
-    model = load_weights(opened, "fp32")
+    model = load_model(opened, find_weights(opened, "fp32"))
     if not stop:
         model.generation_config.eos_token_id = None
     content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
@@ -99,7 +99,7 @@ def test_a_pruned_answer_is_transformers_language_model_on_the_kept_rows(tmp_pat
     assert 0 < visual.count < visual.packed_length / 2
 
     opened = open_checkpoint("demo", None, weights=True)
-    model = load_weights(opened, "fp32")
+    model = load_model(opened, find_weights(opened, "fp32"))
     content = [{"type": "image", "image": Image.open(photos["cat"])}, {"type": "text", "text": question}]
     inputs = opened.processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True,

@@ -13,7 +13,7 @@ from ptp.benchmarks.evaluation.greedy import Input, greedy
 from ptp.benchmarks.methods import Choice, Method, View, with_newlines
 from ptp.benchmarks.methods.from_transformers import view_of_image, with_prompt
 from ptp.errors import PromptError
-from ptp.export.checkpoint import Checkpoint, load_weights
+from ptp.export.checkpoint import Checkpoint, find_weights, load_model
 
 BATCH = 8
 """Most questions that are answered at once."""
@@ -38,7 +38,7 @@ class TransformersModel:
     """
 
     def __init__(self, checkpoint: Checkpoint, *, max_new_tokens: int, view_bytes: int = VIEW_BYTES) -> None:
-        self.model = load_weights(checkpoint, "fp32")
+        self.model = load_model(checkpoint, find_weights(checkpoint, "fp32"))
         self._processor = checkpoint.processor
         self._image_token: int = checkpoint.config.image_token_id
         self._end_tokens = checkpoint.prompting(self.model.generation_config, max_prompt=1).eos_token_ids

@@ -20,7 +20,7 @@ from ptp.export.checkpoint import Checkpoint
 from ptp.export.gates.images import Size, gate_image, gate_sizes
 from ptp.export.gates.oracle import Oracle, Question, ask_transformers
 from ptp.export.plan import Plan
-from ptp.export.specs import GraphIO
+from ptp.export.specs import FLOAT, GraphIO
 from ptp.ptp_graph.reference import (
     NEWLINE,
     Kept,
@@ -253,7 +253,7 @@ def _case(number: int, size: tuple[int, int], plan: Plan, checkpoint: Checkpoint
     return Case(
         size=size,
         grid=choose_grid(*size, plan.tiling.grids, plan.tiling.tile_size),
-        tiles=process(gate_image(size, number), checkpoint, plan.tiling),
+        tiles=process(gate_image(size, number), checkpoint, plan.tiling).astype(FLOAT[plan.config.precision]),
         alpha=AUTO_INPUT if (number + number // 2) % 2 else ALPHA,  # not always in the same row of a batch
         question=question,
     )

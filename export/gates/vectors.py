@@ -21,6 +21,7 @@ from ptp.export.gates.images import Size, gate_image, gate_sizes
 from ptp.export.gates.oracle import Oracle, Question, ask_transformers
 from ptp.export.gates.parity import expected_regions, process
 from ptp.export.plan import Plan
+from ptp.export.specs import FLOAT
 from ptp.ptp_graph.reference import NEWLINE, Kept, adaptive_alpha, keep_tokens, packed_sequence
 from ptp.tolerances import SCORES
 
@@ -54,7 +55,7 @@ def record_vectors(
     Raises:
         CheckpointError: the chat template cannot be rendered.
     """
-    bytes_of_one = plan.schedule.num_kept * plan.language_model.hidden_size * model.dtype.itemsize
+    bytes_of_one = plan.schedule.num_kept * plan.language_model.hidden_size * _dtype(plan).itemsize
     sizes = _sizes(plan.tiling)[: max(1, min(NUM_VECTORS, MAX_FEATURE_BYTES // bytes_of_one))]
     prompt = _prompt(checkpoint, model, plan.config.max_prompt)
     vectors = []
@@ -71,7 +72,7 @@ def _record(plan: Plan, checkpoint: Checkpoint, model: Any, size: Size, ids: lis
         image = gate_image(size, seed)
         oracle = ask_transformers(
             model,
-            process(image, checkpoint, plan.tiling),
+            process(image, checkpoint, plan.tiling).astype(_dtype(plan)),
             size,
             saliency_layer=plan.saliency_layer,
             question=question if plan.config.instruction != "none" else None,
@@ -80,9 +81,9 @@ def _record(plan: Plan, checkpoint: Checkpoint, model: Any, size: Size, ids: lis
         if scores.decide_clearly():
             break
     kept = scores.keep()
-    features = oracle.features[kept.positions].astype(question.embeds.dtype)
+    features, text = (x.astype(_dtype(plan)) for x in (oracle.features[kept.positions], question.embeds))
     start, rest = question.prefix_length, len(ids) - question.prefix_length
-    embeds = np.concatenate([question.embeds[:start], features, question.embeds[start:]])
+    embeds = np.concatenate([text[:start], features, text[start:]]).astype(np.float32)
     after = start + kept.packed_length
     positions = [*range(start), *(start + x for x in kept.positions), *range(after, after + rest)]
     if plan.config.positions == "compact":
@@ -95,7 +96,7 @@ def _record(plan: Plan, checkpoint: Checkpoint, model: Any, size: Size, ids: lis
         input_ids=np.array(ids),
         prefix_length=np.array([start]),
         question_mask=question.mask,
-        inputs_embeds=question.embeds,
+        inputs_embeds=text,
         image_positions=np.array(kept.positions, np.int64),
         image_features=features,
         tile_budgets=np.array(kept.tile_budgets, np.int32),
@@ -105,6 +106,11 @@ def _record(plan: Plan, checkpoint: Checkpoint, model: Any, size: Size, ids: lis
         tokens=np.array(tokens, np.int64),
         leads=np.array(leads, np.float32),
     )
+
+
+def _dtype(plan: Plan) -> np.dtype[Any]:
+    """Return the type of the graphs' inputs and outputs; the model that is asked computes in FP32."""
+    return np.dtype(FLOAT[plan.config.precision])
 
 
 class Scores:

@@ -16,7 +16,7 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 from ptp.benchmarks.evaluation import onnx_answerer
 from ptp.benchmarks.evaluation.answerers import Answerers
 from ptp.benchmarks.evaluation.variants import VARIANTS
-from ptp.export.checkpoint import load_weights, open_checkpoint
+from ptp.export.checkpoint import find_weights, load_model, open_checkpoint
 from ptp.ptp_graph.reference import NEWLINE, keep_tokens, packed_sequence
 from ptp.ptp_graph.schedule import Schedule
 from ptp.runtime.vision import VisualEncoder
@@ -69,7 +69,7 @@ def answers(answerers):
 
 @pytest.fixture(scope="module")
 def model(checkpoint):
-    loaded = load_weights(checkpoint, "fp32")
+    loaded = load_model(checkpoint, find_weights(checkpoint, "fp32"))
     loaded.set_attn_implementation("eager")
     return loaded
 

@@ -15,7 +15,7 @@ from ptp.benchmarks.evaluation.variants import VARIANTS
 from ptp.benchmarks.methods import METHODS, with_newlines
 from ptp.benchmarks.methods.from_transformers import view_from_transformers, view_of_image
 from ptp.errors import ConfigError, PromptError
-from ptp.export.checkpoint import load_weights, open_checkpoint
+from ptp.export.checkpoint import find_weights, load_model, open_checkpoint
 
 QUESTIONS = ["What is in the picture?", "?", "Réponds en détail, what does the cat look at? 😀", "A cat or a camera?"]
 TOKENS = 12
@@ -40,7 +40,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(checkpoint):
-    return load_weights(checkpoint, "fp32")
+    return load_model(checkpoint, find_weights(checkpoint, "fp32"))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def text_of(checkpoint, tokens):
 @pytest.mark.parametrize("language_model", ["llama", "mistral", "qwen2"])
 def test_the_whole_image_is_answered_as_transformers_does(tiny_checkpoint, language_model):
     checkpoint = open_checkpoint(str(tiny_checkpoint(language_model)), None, weights=True)
-    model = load_weights(checkpoint, "fp32")
+    model = load_model(checkpoint, find_weights(checkpoint, "fp32"))
     opened = TransformersModel(checkpoint, max_new_tokens=TOKENS)
     for image in PICTURES:
         answers = TransformersAnswerer(opened, None, 0).answer(image, QUESTIONS)

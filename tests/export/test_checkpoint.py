@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from ptp.errors import CheckpointError, ConfigError
-from ptp.export.checkpoint import SHORT_NAMES, load_weights, open_checkpoint
+from ptp.export.checkpoint import SHORT_NAMES, find_weights, load_model, open_checkpoint
 from ptp.export.config import ExportConfig
 from ptp.export.plan import make_plan
 
@@ -33,7 +33,8 @@ def edit_tensors(folder, change):
 
 
 def load(folder):
-    return load_weights(open_checkpoint(str(folder), None, weights=True), "fp32")
+    checkpoint = open_checkpoint(str(folder), None, weights=True)
+    return load_model(checkpoint, find_weights(checkpoint, "fp32"))
 
 
 @pytest.mark.parametrize("language_model", ["llama", "mistral", "qwen2"])
@@ -154,7 +155,7 @@ def test_model_and_tokenizer_must_agree_on_the_image_token(checkpoint):
     edit_config(checkpoint, lambda data: data.update(image_token_index=7))
     opened = open_checkpoint(str(checkpoint), None, weights=False)
     with pytest.raises(CheckpointError, match="image_token_index; got 3; expected 7"):
-        opened.prompting(load_weights(opened, "fp32").generation_config, 64)
+        opened.prompting(load_model(opened, find_weights(opened, "fp32")).generation_config, 64)
 
 
 def test_a_grid_that_is_not_the_checkpoints_is_refused(checkpoint, tmp_path):
@@ -216,7 +217,7 @@ def test_a_checkpoint_in_the_hubs_older_layout_loads(checkpoint, tmp_path):
     before = load(checkpoint).state_dict()
     legacy_layout(checkpoint)
     opened = open_checkpoint(str(checkpoint), None, weights=True)
-    model = load_weights(opened, "fp32")
+    model = load_model(opened, find_weights(opened, "fp32"))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert opened.tiling.mean == (0.5, 0.4, 0.3)
     assert opened.language_model.head_dim == 8

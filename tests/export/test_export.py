@@ -18,7 +18,7 @@ from ptp.bundle import open_bundle
 from ptp.engines import tensorrt
 from ptp.errors import BuildError, ConfigError, LintError, ParityError
 from ptp.export import pipeline, to_onnx
-from ptp.export.checkpoint import load_weights, open_checkpoint
+from ptp.export.checkpoint import find_weights, load_model, open_checkpoint
 from ptp.export.config import ExportConfig
 from ptp.export.gates.images import gate_image, gate_sizes
 from ptp.export.gates.oracle import ask_transformers
@@ -199,7 +199,7 @@ def parts(tiny_checkpoint, tmp_path_factory):
     config = ExportConfig(model=str(folder), out=tmp_path_factory.mktemp("x"), keep=Fraction("0.25"), max_prompt=24)
     checkpoint = open_checkpoint(str(folder), None, weights=True)
     plan = make_plan(config, checkpoint)
-    model = load_weights(checkpoint, "fp32")
+    model = load_model(checkpoint, find_weights(checkpoint, "fp32"))
     return checkpoint, plan, model, build_vision_graph(plan, checkpoint, model)
 
 
@@ -290,7 +290,7 @@ def test_embeddings_near_zero_do_not_fail_an_honest_graph(tiny_checkpoint, tmp_p
     )
     checkpoint = open_checkpoint(str(folder), None, weights=True)
     plan = make_plan(config, checkpoint)
-    model = load_weights(checkpoint, "fp32")
+    model = load_model(checkpoint, find_weights(checkpoint, "fp32"))
     with torch.no_grad():
         model.get_input_embeddings().weight[::2] *= 1e-7
         model.get_input_embeddings().weight[1::4] *= 1e-3

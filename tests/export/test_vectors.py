@@ -8,7 +8,7 @@ import torch
 
 from ptp.bundle.vectors import MAX_TOKENS, TENSORS
 from ptp.errors import CheckpointError
-from ptp.export.checkpoint import load_weights, open_checkpoint
+from ptp.export.checkpoint import find_weights, load_model, open_checkpoint
 from ptp.export.config import ExportConfig
 from ptp.export.gates import vectors
 from ptp.export.gates.images import gate_image
@@ -27,7 +27,7 @@ def record(tiny_checkpoint, tmp_path_factory):
         folder = str(tiny_checkpoint(language_model))
         config = ExportConfig(model=folder, out=tmp_path_factory.mktemp("out"), **options)
         checkpoint = open_checkpoint(folder, None, weights=True)
-        plan, model = make_plan(config, checkpoint), load_weights(checkpoint, config.precision)
+        plan, model = make_plan(config, checkpoint), load_model(checkpoint, find_weights(checkpoint, config.precision))
         return record_vectors(plan, checkpoint, model), checkpoint, plan, model
 
     return call

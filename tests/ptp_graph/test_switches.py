@@ -10,7 +10,7 @@ from scored_graph import CLS, Setting, in_torch
 
 from ptp.alpha import AUTO_INPUT
 from ptp.engines import tensorrt
-from ptp.export.checkpoint import load_weights, open_checkpoint
+from ptp.export.checkpoint import find_weights, load_model, open_checkpoint
 from ptp.export.config import ExportConfig
 from ptp.export.gates.parity import check_parity
 from ptp.export.lint import lint
@@ -64,7 +64,7 @@ def test_the_values_of_a_switch_choose_differently(switch, values):
 @pytest.fixture(scope="module")
 def checkpoint(tiny_checkpoint):
     opened = open_checkpoint(str(tiny_checkpoint("mistral")), None, weights=True)
-    return opened, load_weights(opened, "fp32")
+    return opened, load_model(opened, find_weights(opened, "fp32"))
 
 
 def plan_of(checkpoint, folder, **options):

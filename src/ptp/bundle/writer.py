@@ -1,16 +1,17 @@
 """Write a bundle atomically: into a hidden sibling, then renamed into place."""
 
+import hashlib
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from ptp.bundle.hashes import sha256_of
 from ptp.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
-from ptp.errors import ConfigError
+from ptp.errors import ConfigError, PtpError
 
 
 class Check(Protocol):
@@ -45,37 +46,70 @@ def check_destination(folder: Path, *, force: bool) -> None:
 
 
 @contextmanager
-def staged(folder: Path, *, force: bool, check: Check = check_destination) -> Iterator[Path]:
-    """Yield an empty hidden sibling of `folder`; on success it takes the folder's place, on failure it vanishes.
+def staged(folder: Path, *, force: bool, check: Check = check_destination, resume: str | None = None) -> Iterator[Path]:
+    """Yield a hidden sibling of `folder`; on success it takes the folder's place, on failure it vanishes.
 
     Args:
         folder: where it goes.
         force: replace what is there.
         check: whether that may be; asked before and after.
+        resume: everything that decides what is written, if a stopped attempt is to go on: after anything but an error
+            of this package the sibling stays, and the next attempt with the same words finds it as it was left.
 
     Raises:
-        ConfigError: `folder` may not be written.
+        ConfigError: `folder` may not be written, or another process is writing the same.
     """
     folder = folder.absolute()
     check(folder, force=force)
-    mark = secrets.token_hex(4)
+    mark = secrets.token_hex(4) if resume is None else hashlib.sha256(resume.encode()).hexdigest()[:16]
     stage = folder.parent / f".{folder.name}.{mark}.partial"
-    stage.mkdir(parents=True)
-    try:
-        yield stage
-        check(folder, force=force)
-        replaced = folder.parent / f".{folder.name}.{mark}.replaced"
-        if folder.exists():
-            folder.rename(replaced)
+    keep = False
+    with ExitStack() as held:
+        if resume is not None:
+            held.enter_context(_lock(stage))
+        stage.mkdir(parents=True, exist_ok=resume is not None)
         try:
-            stage.rename(folder)
-        except BaseException:  # an interruption too
-            if replaced.exists():
-                replaced.rename(folder)
+            yield stage
+            check(folder, force=force)
+            _replace(folder, stage, folder.parent / f".{folder.name}.{mark}.replaced")
+        except PtpError:
             raise
-        shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        except BaseException:  # an interruption, a full disk
+            keep = resume is not None
+            raise
+        finally:
+            if not keep:
+                shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextmanager
+def _lock(stage: Path) -> Iterator[None]:
+    """Hold a stage against other processes; the system lets go of it however this one ends."""
+    import fcntl  # not on Windows, where no export is as large
+
+    file = stage.with_suffix(".lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError("another process is writing the same", got=file, do="wait for it, or stop it") from error
+        try:
+            yield
+        finally:
+            file.unlink()
+
+
+def _replace(folder: Path, stage: Path, replaced: Path) -> None:
+    if folder.exists():
+        folder.rename(replaced)
+    try:
+        stage.rename(folder)
+    except BaseException:  # an interruption too
+        if replaced.exists():
+            replaced.rename(folder)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def file_entries(folder: Path) -> dict[str, FileEntry]:

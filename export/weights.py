@@ -1,0 +1,203 @@
+"""A checkpoint's weights, read from its files one tensor at a time: only those in use are in memory."""
+
+import copy
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from accelerate import cpu_offload, init_empty_weights
+from accelerate.hooks import remove_hook_from_module
+from onnx_ir.tensor_adapters import TorchTensor, from_torch_dtype
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from ptp.errors import CheckpointError
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+IN_MEMORY = 1 << 30
+"""Bytes of FP32 weights up to which a model is loaded whole; those of a larger one are read whenever they are used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a tensor is: file, name in it, and shape."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+
+
+class Weights(Mapping[str, Tensor]):
+    """Tensors by their names in the model; each access reads one from disk.
+
+    Args:
+        places: where they are.
+        dtype: what they are rounded to.
+    """
+
+    def __init__(self, places: Mapping[str, Place], dtype: torch.dtype) -> None:
+        self.places = places
+        self.dtype = dtype
+
+    def __getitem__(self, name: str) -> Tensor:
+        place = self.places[name]
+        with safe_open(place.file, "pt") as opened:
+            tensor: Tensor = opened.get_tensor(place.key).to(self.dtype)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def stay_on_disk(self) -> bool:
+        """Whether a model would not hold them in memory, where they are FP32."""
+        numbers = sum(math.prod(place.shape) for place in self.places.values())
+        return torch.float32.itemsize * numbers > IN_MEMORY
+
+    def lazy(self, name: str) -> ir.LazyTensor:
+        """Return a tensor for an ONNX model that is read when it is written."""
+        return ir.LazyTensor(
+            lambda: TorchTensor(self[name], name=name),
+            dtype=from_torch_dtype(self.dtype),
+            shape=ir.Shape(self.places[name].shape),
+            name=name,
+        )
+
+
+def find_weights(folder: Path, model: Any, dtype: torch.dtype) -> Weights:
+    """Find every tensor of a model in a checkpoint's files; nothing but their headers is read.
+
+    Args:
+        folder: the checkpoint.
+        model: the model, without weights; transformers says under which other names old checkpoints hold them.
+        dtype: what the weights are rounded to.
+
+    Raises:
+        CheckpointError: tensors are missing, extra or of another shape (all named), or a file is missing.
+        SafetensorError: a file is damaged.
+    """
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    transforms = get_model_conversion_mapping(model)
+    renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
+    converters = [one for one in transforms if isinstance(one, WeightConverter)]
+    found: dict[str, Place] = {}
+    for place in _places(folder):
+        name, converter = rename_source_key(place.key, renamings, converters, model.base_model_prefix, wanted)
+        if converter is not None:
+            raise CheckpointError(
+                f"{folder} holds weights in a form that is not read", got=place.key, do="save it with transformers 5"
+            )
+        found[place.key if name not in wanted and place.key in wanted else name] = place
+    tied = {name for name in model.all_tied_weights_keys if name not in found}
+    extra = sorted(name for name in found.keys() - wanted.keys() if not _is_old_buffer(name))
+    wrong = {
+        "missing": sorted(wanted.keys() - found.keys() - tied),
+        "extra": extra,
+        "of another shape": sorted(name for name in wanted.keys() & found.keys() if found[name].shape != wanted[name]),
+    }
+    problems = [f"{len(keys)} {kind}: {', '.join(keys)}" for kind, keys in wrong.items() if keys]
+    if problems:
+        raise CheckpointError(f"the tensors of {folder} are not those of its model", got=", ".join(problems))
+    places = {name: found[model.all_tied_weights_keys[name] if name in tied else name] for name in wanted}
+    return Weights(places, dtype)
+
+
+def _is_old_buffer(name: str) -> bool:
+    """Return whether it is a table that models once saved and now compute."""
+    return name.endswith(("rotary_emb.inv_freq", ".position_ids"))
+
+
+def _places(folder: Path) -> Iterator[Place]:
+    files = [folder / SINGLE]
+    if (folder / INDEX).is_file():
+        listed = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+        files = [folder / Path(name).name for name in sorted(set(listed))]
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{folder} has no {file.name}", do="download the checkpoint again, as safetensors")
+        with safe_open(file, "pt") as opened:
+            for key in opened.keys():  # no mapping
+                yield Place(file=file, key=key, shape=tuple(opened.get_slice(key).get_shape()))
+
+
+def empty_model(model_class: Any, config: Any) -> Any:
+    """Return a model whose parameters take no memory; what it computes for itself, such as rotary tables, is there.
+
+    Args:
+        model_class: transformers' class.
+        config: its configuration.
+    """
+    with init_empty_weights(include_buffers=False):
+        model = model_class._from_config(copy.deepcopy(config), dtype=torch.float32)
+    model.tie_weights()
+    return model.eval()
+
+
+def fill(model: Any, weights: Weights) -> None:
+    """Give an empty model its weights, in FP32 whatever they are rounded to: now, or each time one is used.
+
+    Args:
+        model: from `empty_model`; its modules must be called, and not their parameters read, but for the newline.
+        weights: the result of `find_weights`.
+    """
+    if not weights.stay_on_disk:
+        model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
+        model.tie_weights()
+        return
+    cpu_offload(model, torch.device("cpu"), state_dict=weights)
+    # packing reads this one outside of any module's call
+    remove_hook_from_module(model.model)
+    model.model.image_newline = nn.Parameter(weights["model.image_newline"].float(), requires_grad=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skeleton:
+    """A model to be traced: its parameters have types and shapes and no values.
+
+    Attributes:
+        model: transformers' model, its parameters fake.
+        weights: the values.
+    """
+
+    model: Any
+    weights: Weights
+
+    def initializers(self, graph: nn.Module) -> dict[str, ir.LazyTensor]:
+        """Return the values of a module's parameters by their names in it, to be read when they are written.
+
+        Args:
+            graph: a module that holds parts of the model.
+        """
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        return {
+            name: self.weights.lazy(names[id(parameter)])
+            for name, parameter in graph.named_parameters(remove_duplicate=False)
+        }
+
+
+def make_skeleton(model_class: Any, config: Any, weights: Weights) -> Skeleton:
+    """Return a model for tracing; the arguments are those of `empty_model` and the result of `find_weights`."""
+    model = empty_model(model_class, config)
+    made: dict[int, nn.Parameter] = {}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in model.modules():
+            for name, empty in module._parameters.items():
+                if empty is None:
+                    continue
+                if id(empty) not in made:  # tied parameters stay one
+                    fake = torch.empty(empty.shape, dtype=weights.dtype)
+                    made[id(empty)] = nn.Parameter(fake, requires_grad=False)
+                module._parameters[name] = made[id(empty)]
+    return Skeleton(model=model, weights=weights)
