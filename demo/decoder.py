@@ -17,16 +17,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb, repeat_kv
 
-from ptp.demo.pool import FACTS, GLYPH, MIDDLE, Sample
-from ptp.demo.questions import QuestionKind
+from ptp.demo.pool import FACTS, GLYPH, Sample
 from ptp.ptp_graph.reference import NEWLINE, packed_sequence
 from ptp.ptp_graph.relevance import attention_relevance
 
 RELEVANCE_BLOCK = 1
 """The block of the language model whose attention PTP reads, counted from 0."""
-
-COUNT_WEIGHT = 3.0
-"""Of an answer that is a number of pictures, which is learned last; of every other answer: 1."""
 
 NAMED = {number: name for number, name in enumerate(FACTS) if name not in ("middle", "neighbour")}
 """The facts that a token has a word for."""
@@ -41,14 +37,14 @@ class Dialogue:
         asked: first and last + 1 of the tokens that hold the question.
         reply: how many of them, at the end, are the answer and its `</s>`.
         targets: objects that have to be seen, counted from 0.
-        kind: what is asked for.
+        reads: whether their glyphs have to be read.
     """
 
     tokens: list[int]
     asked: tuple[int, int]
     reply: int
     targets: tuple[int, ...]
-    kind: QuestionKind
+    reads: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +56,6 @@ class Lesson:
         shown: (M,) int64, 0 or 1 + the object that a token shows.
         words: (M, 4) int64, ids of the words for colour, shape, glyph and picture of a token; −1 where there is none.
         written: (M,) whether the token holds a glyph of a sign.
-        middle: (M,) whether it holds the middle of a picture.
         head: ids before the image.
         dialogues: the questions.
     """
@@ -69,7 +64,6 @@ class Lesson:
     shown: Tensor
     words: Tensor
     written: Tensor
-    middle: Tensor
     head: list[int]
     dialogues: tuple[Dialogue, ...]
 
@@ -109,7 +103,7 @@ def prepare(processor: LlavaNextProcessor, sample: Sample) -> Lesson:
                 asked=(held[0], held[-1] + 1),
                 reply=len(reply),
                 targets=tuple(number[box] for box in question.targets),
-                kind=question.kind,
+                reads=question.kind in ("digit", "letter"),
             )
         )
     return Lesson(
@@ -117,7 +111,6 @@ def prepare(processor: LlavaNextProcessor, sample: Sample) -> Lesson:
         shown=torch.from_numpy(shown[sources]).long(),
         words=torch.from_numpy(np.stack(words, axis=1)),
         written=torch.from_numpy(facts[:, GLYPH] > 0),
-        middle=torch.from_numpy(facts[:, MIDDLE] > 0),
         head=head,
         dialogues=tuple(dialogues),
     )
@@ -151,7 +144,6 @@ class Outcome:
         logits: (A, V) predictions of all answer tokens.
         targets: (A,) the right token ids.
         owner: (A,) which dialogue of the batch a token belongs to, counted from 0.
-        counts: (D,) whether a dialogue asks for a number of pictures.
         attention: () mean of −log of the share of the questions' relevance that falls on what answers them.
         alignment: () cross-entropy of telling from a projected visual token which words' embeddings describe it.
     """
@@ -159,24 +151,21 @@ class Outcome:
     logits: Tensor
     targets: Tensor
     owner: Tensor
-    counts: Tensor
     attention: Tensor
     alignment: Tensor
 
     @property
     def loss(self) -> Tensor:
         """Cross-entropy of the answers."""
-        weight = torch.where(self.counts, COUNT_WEIGHT, 1.0)[self.owner]
-        return (weight * cross_entropy(self.logits, self.targets, reduction="none")).mean()
+        return cross_entropy(self.logits, self.targets)
 
     @property
     def summary(self) -> str:
         """One line for a log."""
-        right, counted = self.right.float().mean().item(), self.right[self.counts].float().mean().item()
+        right = self.right.float().mean().item()
         answers, alignment = self.loss.item(), self.alignment.item()
         attention = self.attention.item()
-        losses = f"answers {answers:.3f}  alignment {alignment:.2f}  attention {attention:.2f}"
-        return f"{losses}  right {right:.3f}, counts {counted:.2f}"
+        return f"answers {answers:.3f}  alignment {alignment:.2f}  attention {attention:.2f}  right {right:.3f}"
 
     @property
     def right(self) -> Tensor:
@@ -232,7 +221,6 @@ def run_batch(
         logits=model.lm_head(hidden[predicts]),
         targets=torch.tensor([token for d in dialogues for token in d.tokens[-d.reply :]]),
         owner=torch.arange(len(dialogues)).repeat_interleave(torch.tensor([d.reply for d in dialogues])),
-        counts=torch.tensor([d.kind == "count" for d in dialogues]),
         attention=_attention_loss(block.self_attn, taken[0], cosines, allowed, batch, visible),
         alignment=_alignment_loss(embed.weight, torch.cat(visuals), torch.cat(words)),
     )
@@ -296,16 +284,14 @@ def _attention_loss(
     losses = []
     for row, (lesson, seen) in enumerate(zip(batch, visible, strict=True)):
         head, size = len(lesson.head), int(seen.sum())
-        shown, written, middle = lesson.shown[seen], lesson.written[seen], lesson.middle[seen]
+        shown, written = lesson.shown[seen], lesson.written[seen]
         start = head + size
         for dialogue in lesson.dialogues:
             first, last = start + dialogue.asked[0], start + dialogue.asked[1]
             start += len(dialogue.tokens)
             wanted = torch.isin(shown, torch.tensor(dialogue.targets) + 1)
-            if dialogue.kind in ("digit", "letter"):
+            if dialogue.reads:
                 wanted &= written
-            if dialogue.kind == "count":  # one token of each: how much of the attention they take tells their number
-                wanted &= middle
             if not wanted.any():
                 continue
             relevance = attention_relevance(

@@ -36,11 +36,11 @@ from ptp.errors import ConfigError
 SEED = 0
 SCENES, PRACTICE = 20_000, 8_000
 TOKENIZER_SCENES = 3_000  # whose questions the tokenizer is made for
-ENCODER_STEPS, DECODER_STEPS, JOINT_STEPS = 3_200, 2_200, 600
+ENCODER_STEPS, DECODER_STEPS, JOINT_STEPS = 3_200, 1_800, 600
 IMAGES = 16  # per step of decoder and joint stage
 RATE, MATRIX_RATE = 2e-3, 6e-3  # of the decoder
 JOINT_RATE, JOINT_MATRIX_RATE = 5e-4, 2e-3
-EASY_STEPS, EASY_KEEP = 1_100, 0.35  # of the decoder's steps show few tokens, for speed: mostly objects
+EASY_STEPS, EASY_KEEP = 900, 0.35  # of the decoder's steps show few tokens, for speed: mostly objects
 ATTENTION_WEIGHT, ALIGNMENT_WEIGHT = 0.3, 0.3
 FEATURE_WEIGHT = 0.2  # of the encoder's own lessons in the joint stage
 UNHIDDEN = 0.35  # of the images show all their tokens

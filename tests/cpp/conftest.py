@@ -1,5 +1,6 @@
 """libptp is built once per run with warnings as errors, and once more with sanitizers; tests talk to both."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -66,7 +67,14 @@ def cpp_environment() -> dict[str, str]:
 
 
 def _make(preset: str) -> Path:
-    """Build, and return the folder."""
+    """Build, and return the folder; one process at a time, of those that share the tests."""
+    BUILDS.mkdir(parents=True, exist_ok=True)
+    with (BUILDS / f"{preset}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _build(preset)
+
+
+def _build(preset: str) -> Path:
     configure = ["cmake", "--preset", preset]
     if preset == "sanitize":
         source = Path(__file__).parent / "sanitized"
