@@ -86,7 +86,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
         if not (stage / "generation_config.json").exists():
             model.generation_config.to_json_file(stage / "generation_config.json")
 
-        write = partial(_write, plan, skeleton, stage, say, clock)
+        write = partial(write_graph, plan, skeleton, stage, say, clock)
         embed = write(EmbedGraph(skeleton.model), plan.embed_io, "embed_tokens")
         decoder = write(DecoderGraph(skeleton.model), plan.decoder_io, "decoder_model_merged")
         size = plan.tiling.tile_size
@@ -175,7 +175,7 @@ def _check_vision(
     return VisionCheck(images=images, build=build, shared_bytes=shared_bytes(path))
 
 
-def _write(
+def write_graph(
     plan: Plan,
     skeleton: Skeleton,
     stage: Path,
@@ -188,7 +188,20 @@ def _write(
     static: bool = False,
     beside: Path | None = None,
 ) -> GraphSpec:
-    """Trace, lint and write one graph, if that is not done yet; weights of the graph `beside` it are referred to."""
+    """Trace, lint and write one graph, if that is not done yet.
+
+    Args:
+        plan: what is being exported.
+        skeleton: the model that the module holds parts of.
+        stage: the bundle's folder.
+        say: told of every step.
+        clock: told how long it took.
+        module: what is traced.
+        io: its inputs and outputs.
+        name: of the file, without its ending.
+        static: whether no dimension may be open.
+        beside: another graph's file, whose weights are referred to and not written again.
+    """
     spec = GraphSpec(file=f"onnx/{name}{SUFFIX[plan.config.precision]}.onnx", inputs=io.inputs, outputs=io.outputs)
     if (stage / spec.file).exists():
         return spec

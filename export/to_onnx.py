@@ -52,7 +52,7 @@ def trace(
     with _quiet(), torch.inference_mode():
         program = torch.onnx.export(
             module.eval(),
-            **_arguments(io),
+            **example_arguments(io),
             dynamo=True,
             opset_version=opset,
             optimize=False,
@@ -107,7 +107,7 @@ def _example(spec: TensorSpec) -> Tensor:
     return torch.ones(shape, dtype=dtype)
 
 
-def _arguments(io: GraphIO) -> dict[str, Any]:
+def example_arguments(io: GraphIO) -> dict[str, Any]:
     """Return example inputs and their dynamic dimensions, as arguments of `torch.onnx.export`."""
     examples = {spec.name: _example(spec) for spec in io.inputs}
     shapes = {spec.name: {i: size for i, size in enumerate(spec.shape) if isinstance(size, str)} for spec in io.inputs}

@@ -29,6 +29,7 @@ Array = NDArray[Any]
 
 QUESTION = "What is in the picture?"
 NUM_VECTORS = 3
+NUM_LARGE_VECTORS = 1  # of a model whose weights are read from disk for every token
 MAX_FEATURE_BYTES = 1 << 25
 """Of all vectors; fewer are recorded where the kept rows are many and wide: 2 of a 7-B model in FP32 at keep 0.25."""
 
@@ -56,7 +57,8 @@ def record_vectors(
         CheckpointError: the chat template cannot be rendered.
     """
     bytes_of_one = plan.schedule.num_kept * plan.language_model.hidden_size * _dtype(plan).itemsize
-    sizes = _sizes(plan.tiling)[: max(1, min(NUM_VECTORS, MAX_FEATURE_BYTES // bytes_of_one))]
+    most = NUM_LARGE_VECTORS if any(parameter.is_meta for parameter in model.parameters()) else NUM_VECTORS
+    sizes = _sizes(plan.tiling)[: max(1, min(most, MAX_FEATURE_BYTES // bytes_of_one))]
     prompt = _prompt(checkpoint, model, plan.config.max_prompt)
     vectors = []
     for done, size in enumerate(sizes):

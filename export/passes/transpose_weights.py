@@ -1,7 +1,7 @@
 """Store weights the way they are multiplied: a transposed one is written transposed, and its nodes vanish."""
 
-import numpy as np
 import onnx_ir as ir
+import torch
 
 
 class TransposeWeights(ir.passes.InPlacePass):
@@ -32,6 +32,7 @@ class TransposeWeights(ir.passes.InPlacePass):
 
 def _turned(tensor: ir.TensorProtocol, order: tuple[int, ...]) -> ir.LazyTensor:
     def turn() -> ir.TensorProtocol:
-        return ir.Tensor(np.ascontiguousarray(tensor.numpy().transpose(order)), dtype=tensor.dtype)
+        # numpy takes more than twice as long
+        return ir.Tensor(torch.from_numpy(tensor.numpy()).permute(order).contiguous().numpy(), dtype=tensor.dtype)
 
     return ir.LazyTensor(turn, dtype=tensor.dtype, shape=ir.Shape([tensor.shape.numpy()[axis] for axis in order]))
