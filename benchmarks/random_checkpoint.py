@@ -2,9 +2,9 @@
 
     python -m ptp.benchmarks.random_checkpoint FOLDER
 
-writes the model that `docs/performance.md` measures, CLIP-L/336 with a language model of Qwen2-0.5B's shape (3.2 GB), and
-beside it `photograph.jpg`: scikit-image's `retina`, a photograph of 1411×1411 pixels (Mikael Häggström, CC0 1.0). Speed
-depends on sizes, not on what the weights were trained for.
+writes the model that `docs/performance.md` measures, CLIP-L/336 with a language model of Qwen2-0.5B's shape (3.2 GB),
+and beside it `photograph.jpg`: scikit-image's `retina`, a photograph of 1411×1411 pixels (Mikael Häggström, CC0 1.0).
+Speed depends on sizes, not on what the weights were trained for.
 """
 
 import argparse

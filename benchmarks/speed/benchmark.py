@@ -57,7 +57,7 @@ class Turns:
     def __init__(self, folder: Path, identity: Mapping[str, str], *, force: bool = False) -> None:
         path = folder / IDENTITY
         strange = {entry.name for entry in folder.iterdir()} - {"bundles", "pruner"} if folder.is_dir() else set()
-        if folder.exists() and not folder.is_dir() or strange and not path.is_file():
+        if (folder.exists() and not folder.is_dir()) or (strange and not path.is_file()):
             raise ConfigError(f"{folder} is no benchmark", expected="a new folder", do="choose another --out")
         self._folder = folder / TURNS
         self._folder.mkdir(parents=True, exist_ok=True)

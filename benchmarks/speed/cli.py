@@ -36,8 +36,12 @@ def bench(
     ] = None,
     image: Annotated[Path, Opt(help="image file", show_default="a scene of the demo's")] = IMAGE,
     prompt: Annotated[str, Opt(help="question")] = "What is in the picture?",
-    backend: Annotated[str | None, Opt(metavar="A,…", help="what runs the bundles (default: onnxruntime, openvino)")] = None,
-    peers: Annotated[str, Opt(metavar="A,…|none", help="of transformers, with --checkpoint: eager, compile")] = "eager,compile",
+    backend: Annotated[
+        str | None, Opt(metavar="A,…", help="what runs the bundles (default: onnxruntime, openvino)")
+    ] = None,
+    peers: Annotated[
+        str, Opt(metavar="A,…|none", help="of transformers, with --checkpoint: eager, compile")
+    ] = "eager,compile",
     openvino_genai: Annotated[Path | None, Opt(help="the checkpoint as optimum-cli converted it")] = None,
     instruction: Annotated[Instruction, Opt(help="of the bundle that --checkpoint is exported to")] = "attention",
     repeats: Annotated[int, Opt(help="measured answers of each side at each keep")] = 5,

@@ -28,9 +28,7 @@ class GenAiSide:
             )
         except (ImportError, RuntimeError) as error:
             raise BackendError(f"OpenVINO GenAI cannot load {job.model}", got=error) from error
-        self._config = genai.GenerationConfig(
-            max_new_tokens=job.max_new_tokens, ignore_eos=True, do_sample=False
-        )
+        self._config = genai.GenerationConfig(max_new_tokens=job.max_new_tokens, ignore_eos=True, do_sample=False)
         self._job = job
         self.details: dict[str, str] = {"openvino-genai": str(genai.__version__)}
 

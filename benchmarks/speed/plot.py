@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ptp.benchmarks.speed.results import Benchmark, Case
+from ptp.benchmarks.svg import save_svg
 
 PARTS = {"preprocess": "#8d93b5", "vision": "#7fb2f0", "prune": "#d9480f", "prefill": "#0b57d0"}
 """Colours of the stages, in the order they run."""
@@ -35,15 +35,8 @@ def draw(benchmark: Benchmark, folder: Path) -> list[Path]:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
-    return save(figure, folder / "speed")
-
-
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as SVG and PNG, the same bytes for the same figure; return the paths."""
-    paths = [stem.with_suffix(".svg"), stem.with_suffix(".png")]
-    # text stays text, and nothing in the file depends on the moment it was written
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "ptp"}):
-        figure.savefig(paths[0], metadata={"Date": None})
+    paths = [folder / "speed.svg", folder / "speed.png"]
+    save_svg(figure, paths[0])
     figure.savefig(paths[1], dpi=160)
     return paths
 

@@ -16,7 +16,7 @@ from ptp.bundle.writer import staged
 from ptp.errors import BundleError
 
 PROJECTOR = "encoder.projector."
-"""How the names of the projector's weights begin; constants that were folded have others, but the biases keep theirs."""
+"""How the names of the projector's weights begin. Folded ones have other names, but the biases keep theirs."""
 
 DTYPES: dict[ir.DataType, Dtype] = {
     ir.DataType.FLOAT: "float32",
@@ -81,7 +81,8 @@ def _encoder_and_projector(graph: ir.Graph) -> set[ir.Node]:
     gathered and not what chooses.
     """
     chosen = _downstream(next(x for x in graph.inputs if x.name == "tile_grid"))
-    waiting = [node for node in graph if any(x is not None and (x.name or "").startswith(PROJECTOR) for x in node.inputs)]
+    weights = [x for name, x in graph.initializers.items() if name.startswith(PROJECTOR)]
+    waiting = [use.node for weight in weights for use in weight.uses()]
     found: set[ir.Node] = set()
     while waiting:
         node = waiting.pop()

@@ -5,11 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ptp.benchmarks.random_feeds import random_feeds
 from ptp.benchmarks.speed.turn import Job, Laps, Run
 from ptp.bundle import Bundle, open_bundle
-from ptp.bundle.manifest import FileEntry, GraphSpec, TensorSpec
+from ptp.bundle.manifest import FileEntry, GraphSpec
 from ptp.errors import ConfigError
 from ptp.runtime.backends.base import Array, DeviceTensor, Graph
 from ptp.runtime.backends.registry import BACKENDS, graph_loader
@@ -76,17 +75,10 @@ class PtpSide:
         manifest = self._bundle.manifest.model_copy(update={"files": {PRUNER_FILE: entry}})
         graph = self._load(replace(self._bundle, folder=folder, manifest=manifest), spec)
         assert self._vision is not None
-        feeds, random = {}, np.random.default_rng(0)
-        for tensor in spec.inputs:
-            known = self._vision.feeds.get(tensor.name)
-            feeds[tensor.name] = self._features(tensor, random) if known is None else known
+        known = self._vision.feeds
+        sizes = {"num_kept": int(known["num_kept"][0])} if "num_kept" in known else {}
+        feeds = random_feeds(spec.inputs, known, sizes)
         return lambda: graph.run(feeds)
-
-    def _features(self, tensor: TensorSpec, random: np.random.Generator) -> Array:
-        assert self._vision is not None
-        sizes = {name: int(value[0]) for name, value in self._vision.feeds.items() if name == "num_kept"}
-        shape = [size if isinstance(size, int) else sizes[size] for size in tensor.shape]
-        return random.standard_normal(shape, np.float32).astype(tensor.dtype)
 
     def _load_and_remember(self, bundle: Bundle, spec: GraphSpec) -> Graph:
         graph = self._load(bundle, spec)

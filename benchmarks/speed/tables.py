@@ -21,8 +21,8 @@ def to_markdown(benchmark: Benchmark) -> str:
     """Return the figures, the bars, and what they are of."""
     settings, cases = benchmark.settings, benchmark.cases
     parts = [
-        f"Medians of {settings['repeats']} answers, each in a process of its own after {settings['warmup']} that warmed "
-        "it up, the sides in turns; milliseconds. ×: the TTFT of the first line / this TTFT.",
+        f"Medians of {settings['repeats']} answers, each in a process of its own after {settings['warmup']} that "
+        "warmed it up, the sides in turns; milliseconds. ×: the TTFT of the first line / this TTFT.",
         _table(
             ["side", "keep", "image tokens", *COLUMNS.values(), "×", "tokens/s", "memory, MiB"],
             [_row(case, cases[0]) for case in cases],
@@ -30,10 +30,7 @@ def to_markdown(benchmark: Benchmark) -> str:
         "## Bars",
         _table(
             ["", "backend", "measured", "limit", ""],
-            [
-                [x.name, x.backend, NOTHING if x.value is None else f"{x.value:.3f}", f"{x.sign} {x.limit:g}", x.verdict]
-                for x in benchmark.bars
-            ],
+            [[x.name, x.backend, _number(x.value), f"{x.sign} {x.limit:g}", x.verdict] for x in benchmark.bars],
         ),
     ]
     if benchmark.not_measured:
@@ -42,8 +39,9 @@ def to_markdown(benchmark: Benchmark) -> str:
     if loud := [case for case in cases if (case.other_cpu_share or 0) > BUSY]:
         worst = max(case.other_cpu_share or 0 for case in loud)
         parts.append(
-            f"**The machine was not idle:** other processes took up to {100 * worst:.0f} % of the CPU during an answer, and "
-            f"more than {100 * BUSY:.0f} % in {len(loud)} of {len(cases)} lines. These figures are not to be relied on."
+            f"**The machine was not idle:** other processes took up to {100 * worst:.0f} % of the CPU during an "
+            f"answer, and more than {100 * BUSY:.0f} % in {len(loud)} of {len(cases)} lines. These figures are not "
+            "to be relied on."
         )
     return "\n\n".join(parts) + "\n"
 
@@ -59,6 +57,10 @@ def _row(case: Case, first: Case) -> list[str]:
         f"{case.generation.tokens_per_second:.1f}" if case.generation else NOTHING,
         f"{case.peak_cpu_memory_mb:.0f}" if case.peak_cpu_memory_bytes else NOTHING,
     ]
+
+
+def _number(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.3f}"
 
 
 def _ms(value: float | None) -> str:

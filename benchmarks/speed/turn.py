@@ -23,7 +23,7 @@ class Job:
     Attributes:
         kind: what answers.
         model: folder of the bundle, of the checkpoint, or of the OpenVINO GenAI model.
-        backend: of `ptp`: the runtime's backend; of `transformers`: `eager` or `compile`; of `openvino-genai`: its device.
+        backend: of `ptp` the runtime's backend, of `transformers` `eager` or `compile`, of `openvino-genai` the device.
         keep: fraction of visual tokens kept, as a fraction's text; None where that is fixed.
         image: file.
         prompt: question.
