@@ -45,15 +45,15 @@ class Stage(_Frozen):
 
 
 class Prefill(_Frozen):
-    """Edge-LLM's `prefill`; rates are of the median."""
+    """Edge-LLM's `prefill`; rates are of the median. 0 tokens, and no rates, where a library does not count them."""
 
     total_runs: int
     reused_tokens: int
     computed_tokens: int
     average_tokens_per_run: float
     average_time_per_run_ms: float
-    tokens_per_second: float
-    average_time_per_token_ms: float
+    tokens_per_second: float | None
+    average_time_per_token_ms: float | None
 
 
 class Generation(_Frozen):
@@ -112,12 +112,16 @@ class Case(_Frozen):
         """Return the median of a stage, None where it was not timed."""
         return next((x.time_stats.median_ms for x in self.stages if x.stage_id == stage), None)
 
+    def stage_ms(self, stage: str) -> float:
+        """Return the median of a stage that every answer has."""
+        found = self.median_ms(stage)
+        assert found is not None
+        return found
+
     @property
     def ttft_ms(self) -> float:
         """Median time to the first token."""
-        ttft = self.median_ms("ttft")
-        assert ttft is not None
-        return ttft
+        return self.stage_ms("ttft")
 
 
 class Bar(_Frozen):
@@ -217,8 +221,8 @@ def summed_up(
             computed_tokens=count * tokens,
             average_tokens_per_run=tokens,
             average_time_per_run_ms=stats["llm_prefill"].mean_ms,
-            tokens_per_second=1000 * tokens / prefill,
-            average_time_per_token_ms=prefill / tokens,
+            tokens_per_second=1000 * tokens / prefill if tokens else None,
+            average_time_per_token_ms=prefill / tokens if tokens else None,
         ),
         generation=_generation(count, new_tokens - 1, stats["llm_generation"].median_ms) if new_tokens > 1 else None,
         multimodal=Multimodal(

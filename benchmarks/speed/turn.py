@@ -51,8 +51,8 @@ class Run:
 
     Attributes:
         stages_ms: milliseconds by stage, the keys of `STAGES`.
-        image_tokens: rows that the image takes in the language model's input.
-        prompt_tokens: all rows of the prefill.
+        image_tokens: rows that the image takes in the language model's input; 0 where the library does not say.
+        prompt_tokens: all rows of the prefill; 0 where the library does not say.
         token_ids: the answer; empty where the library does not say.
     """
 
