@@ -109,24 +109,25 @@ def decode_bytes(context: int) -> float:
     return 4.0 * (weights + 2 * MODEL.layers * context * width)
 
 
+def tile_flops() -> float:
+    """Return the operations of the encoder over one tile, the projector left out.
+
+    The encoder ends one block before its last, whose output LLaVA-NeXT does not use.
+    """
+    width, tokens = MODEL.vision_hidden, SIDE**2 + 1
+    block = block_flops(tokens, tokens, width=width, kv_width=width, mlp=MODEL.vision_intermediate, matrices=2)
+    patches = 2.0 * SIDE**2 * 3 * MODEL.patch**2 * width
+    return patches + (MODEL.vision_layers - 1) * block
+
+
 def vision_flops(tiles: int) -> float:
     """Return the operations of the vision graph: encoder, projector, and the pruner's block of the language model.
 
-    The encoder ends one block before its last, whose output LLaVA-NeXT does not use. Scores, sorting and gathering are
-    left out.
+    Scores, sorting and gathering are left out.
     """
-    tokens = SIDE**2 + 1
-    encoder = block_flops(
-        tokens,
-        tokens,
-        width=MODEL.vision_hidden,
-        kv_width=MODEL.vision_hidden,
-        mlp=MODEL.vision_intermediate,
-        matrices=2,
-    )
     projector = 2.0 * SIDE**2 * (MODEL.vision_hidden * MODEL.hidden + MODEL.hidden**2)
     sequence = tiles * SIDE**2 + MAX_PROMPT
-    return tiles * ((MODEL.vision_layers - 1) * encoder + projector) + _language_block(sequence, sequence)
+    return tiles * (tile_flops() + projector) + _language_block(sequence, sequence)
 
 
 def _language_block(rows: int, keys: int) -> float:
@@ -217,12 +218,12 @@ class Graphs:
 
 def measure_tiles(graphs: Graphs, repeats: int) -> list[Curve]:
     """Return the vision graph's time over the number of crops, at keep 0.25."""
-    points = {}
+    points: dict[float, Callable[[], object]] = {}
     for rows, columns in MODEL.grids:
         session, plan = graphs.vision((rows, columns))
         points[rows * columns] = vision_run(session, plan, Fraction(1, 4))
     times = medians(points, repeats)
-    return [curve("vision graph", "flops", times, {x: vision_flops(1 + x) for x in points})]
+    return [curve("vision graph", "flops", times, {x: vision_flops(1 + int(x)) for x in points})]
 
 
 def measure_keep(graphs: Graphs, repeats: int) -> list[Curve]:

@@ -4,6 +4,7 @@ Cut out of the exported file itself, so that it has what the export made of the 
 pruner share. It takes the encoder's values that the pruner reads, and what else the vision graph takes.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -18,7 +19,7 @@ from ptp.errors import BundleError
 PROJECTOR = "encoder.projector."
 """How the names of the projector's weights begin. Folded ones have other names, but the biases keep theirs."""
 
-DTYPES: dict[ir.DataType, Dtype] = {
+DTYPES: dict[ir.DataType | None, Dtype] = {
     ir.DataType.FLOAT: "float32",
     ir.DataType.FLOAT16: "float16",
     ir.DataType.INT64: "int64",
@@ -35,7 +36,7 @@ def write_pruner(vision: Path, folder: Path) -> None:
         folder: where to.
 
     Raises:
-        BundleError: the graph has no projector to cut at.
+        BundleError: the graph has no projector to cut at, or no runtime can feed what is left.
     """
     if folder.exists():
         return
@@ -93,7 +94,7 @@ def _encoder_and_projector(graph: ir.Graph) -> set[ir.Node]:
             inputs = inputs[:1]
         else:
             found.add(node)
-        waiting += [x.producer() for x in inputs if x is not None and x.producer() is not None]
+        waiting += [node for x in inputs if x is not None and (node := x.producer()) is not None]
     return found
 
 
@@ -107,12 +108,12 @@ def _downstream(value: ir.Value) -> set[ir.Value]:
     return found
 
 
-def _specs(values: "ir.Graph | list[ir.Value] | tuple[ir.Value, ...]") -> tuple[TensorSpec, ...]:
-    return tuple(
-        TensorSpec(
-            name=str(value.name),
-            dtype=DTYPES[value.dtype],
-            shape=tuple(size if isinstance(size, int) else str(size.value) for size in value.shape),
-        )
-        for value in values
-    )
+def _specs(values: Iterable[ir.Value]) -> tuple[TensorSpec, ...]:
+    return tuple(_spec(value) for value in values)
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    if value.dtype not in DTYPES or value.shape is None:
+        raise BundleError("the pruner reads a value that no runtime can feed", got=f"{value.name}: {value.type}")
+    shape = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape)
+    return TensorSpec(name=str(value.name), dtype=DTYPES[value.dtype], shape=shape)
