@@ -94,7 +94,8 @@ def _encoder_and_projector(graph: ir.Graph) -> set[ir.Node]:
             inputs = inputs[:1]
         else:
             found.add(node)
-        waiting += [node for x in inputs if x is not None and (node := x.producer()) is not None]
+        makers = [x.producer() for x in inputs if x is not None]
+        waiting += [maker for maker in makers if maker is not None]
     return found
 
 
