@@ -30,7 +30,18 @@ from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
 
 from ptp.anyres import PackedLayout
-from ptp.benchmarks.pruner import GRIDS, HEADS, MAX_PROMPT, SALIENCY_LAYER, TILES, TOKENS, WIDTH, Prepared
+from ptp.benchmarks.pruner import (
+    GRIDS,
+    HEADS,
+    IMAGE_INPUTS,
+    MAX_PROMPT,
+    SALIENCY_LAYER,
+    TILES,
+    TOKENS,
+    WIDTH,
+    Prepared,
+)
+from ptp.benchmarks.random_feeds import random_feeds
 from ptp.bundle.manifest import LanguageModel, TensorSpec
 from ptp.export.adapters.llava_next import LlavaNext
 from ptp.export.decoder import DecoderGraph
@@ -146,14 +157,7 @@ def session(path: Path) -> Any:
 
 def run_pruner(path: Path, schedule: Schedule, repeats: int) -> float:
     """Return the seconds of one call."""
-    random = np.random.default_rng(0)
-    fixed = {"image_sizes": [SIZE], "tile_grid": [GRID], "alpha": [0.5], "prefix_length": [5]}
-    feeds = {}
-    for spec in pruner_io(schedule).inputs:
-        shape = [int(size) for size in spec.shape]
-        values = np.ones(shape, bool) if spec.dtype == "bool" else random.normal(size=shape)
-        feeds[spec.name] = np.array(fixed.get(spec.name, values), spec.dtype)
-    return timed(session(path), feeds, repeats)
+    return timed(session(path), random_feeds(pruner_io(schedule).inputs, IMAGE_INPUTS), repeats)
 
 
 def run_prefill(decoder: Any, sizes: LanguageModel, tokens: int, repeats: int) -> float:

@@ -22,11 +22,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
 
+from ptp.benchmarks.random_feeds import random_feeds
 from ptp.bundle.manifest import Instruction, TensorSpec
 from ptp.export.adapters.base import TileEncoder
 from ptp.export.adapters.llava_next import LlavaNext
@@ -39,6 +39,8 @@ from ptp.ptp_graph.schedule import Schedule
 GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 HIDDEN, MAX_PROMPT, SALIENCY_LAYER = 4096, 256, 10
 TILES, TOKENS, WIDTH, HEADS = 5, 576, 1024, 16
+IMAGE_INPUTS = {"image_sizes": [[672, 672]], "tile_grid": [[2, 2]], "alpha": [0.5], "prefix_length": [5]}
+"""A square image on the 2x2 grid, and a question."""
 
 
 class Unpruned(nn.Module):
@@ -121,7 +123,6 @@ def build(folder: Path, keep: Fraction) -> dict[str, tuple[Any, dict[str, Any]]]
     model = LlavaNextForConditionalGeneration(LlavaNextConfig(vision_config=vision, text_config=text)).eval()
     encoder = LlavaNext.build_encoder(model, SALIENCY_LAYER)
     schedule = Schedule(keep=keep, side=24, grids=GRIDS)
-    random = np.random.default_rng(0)
 
     def add(name: str, module: nn.Module, io: GraphIO) -> None:
         before = sum(1 for _ in trace(module, io, opset=20, optimize=False).graph)
@@ -130,7 +131,7 @@ def build(folder: Path, keep: Fraction) -> dict[str, tuple[Any, dict[str, Any]]]
         path = folder / name.replace(" ", "_") / "graph.onnx"
         save(traced, path)
         del traced
-        feeds = {spec.name: _feed(spec, random) for spec in io.inputs}
+        feeds = random_feeds(io.inputs, IMAGE_INPUTS)
         sessions[name] = (onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]), feeds)
 
     sessions: dict[str, tuple[Any, dict[str, Any]]] = {}
@@ -148,14 +149,6 @@ def build(folder: Path, keep: Fraction) -> dict[str, tuple[Any, dict[str, Any]]]
         done = TensorSpec(name="pixel_values", dtype="float32", shape=(1, TILES, 1 + TOKENS, HIDDEN + WIDTH))
         add(f"pruner {mode}", pruner, GraphIO(inputs=(done, *io.inputs[1:]), outputs=io.outputs, probes=io.probes))
     return sessions
-
-
-def _feed(spec: TensorSpec, random: np.random.Generator) -> Any:
-    fixed = {"image_sizes": [[672, 672]], "tile_grid": [[2, 2]], "alpha": [0.5], "prefix_length": [5]}
-    if spec.name in fixed:
-        return np.array(fixed[spec.name], spec.dtype)
-    shape = [int(size) for size in spec.shape]
-    return np.ones(shape, bool) if spec.dtype == "bool" else random.normal(size=shape).astype(spec.dtype)
 
 
 if __name__ == "__main__":

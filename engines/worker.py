@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ptp.peak_memory import peak_bytes
+
 Tensor = tuple[str, str, list[int | str]]
 """Name, element type and shape; a dimension that the graph leaves open is text, or −1 as the builder has it."""
 
@@ -143,7 +145,7 @@ class _Build:
             outputs=outputs,
             engine_bytes=engine.nbytes,
             seconds=time.perf_counter() - start,
-            peak_bytes=_peak_bytes(),
+            peak_bytes=peak_bytes(),
         )
 
     def _parse(self) -> Any:
@@ -253,15 +255,6 @@ def _make_log(trt: Any) -> Any:
             return "; ".join((telling or self.errors)[:3])
 
     return Log()
-
-
-def _peak_bytes() -> int:
-    # not getrusage: its figure begins with the memory of the process that started this one
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def _start_again_repeatably() -> None:

@@ -162,6 +162,7 @@ def test_the_root_package_imports_no_room_but_for_the_command_line_and_the_short
         allowed = {
             "cli.py": {
                 "ptp.benchmarks.evaluation.cli",
+                "ptp.benchmarks.speed.cli",
                 "ptp.engines.cli",
                 "ptp.export.cli",
                 "ptp.runtime.cli",

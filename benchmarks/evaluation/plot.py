@@ -3,12 +3,12 @@
 from itertools import cycle
 from pathlib import Path
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from ptp.benchmarks.evaluation.tables import FAMILIES, by_method, keeps_of, title
+from ptp.benchmarks.svg import save_svg
 from ptp.results import Family, Results
 
 COLOURS: dict[Family, tuple[str, ...]] = {
@@ -65,9 +65,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
         )
     _dress(axes, results)
     paths = [folder / "accuracy.svg", folder / "accuracy.png"]
-    # text stays text, and nothing in the file depends on the moment it was written
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "ptp"}):
-        figure.savefig(paths[0], metadata={"Date": None})
+    save_svg(figure, paths[0])
     figure.savefig(paths[1], dpi=160)
     return paths
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 import ptp
 from ptp.benchmarks.evaluation.cli import evaluate
+from ptp.benchmarks.speed.cli import bench
 from ptp.engines.cli import build
 from ptp.errors import PtpError
 from ptp.export.cli import export
@@ -28,6 +29,7 @@ app.command()(run)
 app.command()(inspect)
 app.command()(verify)
 app.command("eval")(evaluate)
+app.command()(bench)
 
 
 def _print_version(wanted: bool) -> None:

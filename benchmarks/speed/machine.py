@@ -1,0 +1,46 @@
+"""The machine that a figure is of."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+LIBRARIES = ("ptp-export", "onnxruntime", "openvino", "openvino-genai", "numpy", "pillow", "torch", "transformers")
+
+
+def describe() -> dict[str, str]:
+    """Return CPU, cores and memory; what the system does not tell is left out."""
+    found = {"cpu": _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()}
+    found["cores"] = str(usable_cores())
+    if memory := _field("/proc/meminfo", "MemTotal"):
+        found["memory"] = f"{int(memory.split()[0]) / 2**20:.1f} GiB"
+    vectors = [name for name in ("avx512f", "avx2", "asimd") if name in _flags()]
+    return found | {"vectors": vectors[0] if vectors else "unknown", "system": platform.platform()}
+
+
+def libraries() -> dict[str, str]:
+    """Return the versions of what may run, of those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def usable_cores() -> int:
+    """Return how many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _flags() -> list[str]:
+    return (_field("/proc/cpuinfo", "flags") or _field("/proc/cpuinfo", "Features")).split()
+
+
+def _field(file: str, name: str) -> str:
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == name), "")

@@ -1,0 +1,120 @@
+"""The pruner's own graph: what is left of a vision graph without the encoder and the projector.
+
+Cut out of the exported file itself, so that it has what the export made of the pruner, and nothing that encoder and
+pruner share. It takes the encoder's values that the pruner reads, and what else the vision graph takes.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir import convenience
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from ptp.benchmarks.speed.ptp_side import PRUNER_FILE, PRUNER_SPEC
+from ptp.bundle.manifest import Dtype, GraphSpec, TensorSpec
+from ptp.bundle.writer import staged
+from ptp.errors import BundleError
+
+PROJECTOR = "encoder.projector."
+"""How the names of the projector's weights begin. Folded ones have other names, but the biases keep theirs."""
+
+DTYPES: dict[ir.DataType | None, Dtype] = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.FLOAT16: "float16",
+    ir.DataType.INT64: "int64",
+    ir.DataType.INT32: "int32",
+    ir.DataType.BOOL: "bool",
+}
+
+
+def write_pruner(vision: Path, folder: Path) -> None:
+    """Write the pruner's graph and its inputs and outputs; a folder that is there is left as it is.
+
+    Args:
+        vision: `vision_encoder.onnx` of a bundle.
+        folder: where to.
+
+    Raises:
+        BundleError: the graph has no projector to cut at, or no runtime can feed what is left.
+    """
+    if folder.exists():
+        return
+    model = ir.load(vision)
+    cut(model.graph, f"{vision}")
+    RemoveUnusedNodesPass()(model)
+    ir.external_data.load_to_model(model)  # weights that stand in the decoder's file
+    spec = GraphSpec(file=PRUNER_FILE, inputs=_specs(model.graph.inputs), outputs=_specs(model.graph.outputs))
+    with staged(folder, force=False) as stage:
+        ir.save(model, stage / PRUNER_FILE, external_data=f"{PRUNER_FILE}_data")
+        (stage / PRUNER_SPEC).write_text(spec.model_dump_json(), encoding="utf-8")
+
+
+def cut(graph: ir.Graph, name: str) -> None:
+    """Take encoder and projector out of a vision graph; values that crossed become inputs and outputs.
+
+    Args:
+        graph: it is changed.
+        name: for the message.
+
+    Raises:
+        BundleError: the graph has no projector to cut at.
+    """
+    own = _encoder_and_projector(graph)
+    if not own:
+        raise BundleError(f"{name} has no projector with a bias to cut at", expected=f"weights named {PROJECTOR}*")
+    rest = [node for node in graph if node not in own]
+    taken = dict.fromkeys(x for node in rest for x in node.inputs if x is not None and x.producer() in own)
+    given = dict.fromkeys(x for node in own for x in node.inputs if x is not None and x.producer() in set(rest))
+    graph.outputs[:] = [x for x in graph.outputs if x.producer() not in own] + list(given)
+    for value in taken:
+        entry = ir.Value(name=value.name, shape=value.shape, type=value.type)
+        convenience.replace_all_uses_with(value, entry)
+        graph.inputs.append(entry)
+    graph.remove(own, safe=True)
+    graph.inputs[:] = [x for x in graph.inputs if x.uses()]
+
+
+def _encoder_and_projector(graph: ir.Graph) -> set[ir.Node]:
+    """Return the nodes that the projector needs, and its own.
+
+    Without an instruction it projects the kept rows alone, and so needs the choice; there the walk follows what is
+    gathered and not what chooses.
+    """
+    chosen = _downstream(next(x for x in graph.inputs if x.name == "tile_grid"))
+    weights = [x for name, x in graph.initializers.items() if name.startswith(PROJECTOR)]
+    waiting = [use.node for weight in weights for use in weight.uses()]
+    found: set[ir.Node] = set()
+    while waiting:
+        node = waiting.pop()
+        if node in found:
+            continue
+        inputs = list(node.inputs)
+        if node.op_type == "Gather" and inputs[1] in chosen:
+            inputs = inputs[:1]
+        else:
+            found.add(node)
+        makers = [x.producer() for x in inputs if x is not None]
+        waiting += [maker for maker in makers if maker is not None]
+    return found
+
+
+def _downstream(value: ir.Value) -> set[ir.Value]:
+    found, waiting = set[ir.Value](), [value]
+    while waiting:
+        value = waiting.pop()
+        if value not in found:
+            found.add(value)
+            waiting += [output for use in value.uses() for output in use.node.outputs]
+    return found
+
+
+def _specs(values: Iterable[ir.Value]) -> tuple[TensorSpec, ...]:
+    return tuple(_spec(value) for value in values)
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    if value.dtype not in DTYPES or value.shape is None:
+        raise BundleError("the pruner reads a value that no runtime can feed", got=f"{value.name}: {value.type}")
+    shape = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape)
+    return TensorSpec(name=str(value.name), dtype=DTYPES[value.dtype], shape=shape)
