@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
@@ -141,7 +141,12 @@ def _written(folder: Path) -> Iterator[tuple[Plan, Any, Path]]:
         shutil.rmtree(stage)
 
 
-MEASURES = {"export": _export, "graphs": _graphs, "decoder": partial(_graphs, only_decoder=True), "plain": _plain}
+MEASURES: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "export": _export,
+    "graphs": _graphs,
+    "decoder": partial(_graphs, only_decoder=True),
+    "plain": _plain,
+}
 
 if __name__ == "__main__":
     main()

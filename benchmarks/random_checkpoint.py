@@ -8,13 +8,16 @@ Speed depends on sizes, not on what the weights were trained for.
 """
 
 import argparse
+import json
+import math
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPVisionConfig,
@@ -28,6 +31,8 @@ from transformers import (
     Qwen2Config,
 )
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+from ptp.export.weights import empty_model
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}[INST] "
@@ -88,6 +93,21 @@ BENCHMARK = Geometry(
 )
 """CLIP-L/336 and the language model of Qwen2-0.5B."""
 
+SEVEN_B = replace(
+    BENCHMARK,
+    hidden=4096,
+    layers=32,
+    heads=32,
+    kv_heads=8,
+    intermediate=14336,
+    vocab=32064,
+    tied=False,
+    language_model="mistral",
+)
+"""CLIP-L/336 and the language model of Mistral-7B: LLaVA-NeXT-7B."""
+
+SHARD_BYTES = 2_000_000_000
+
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer that encodes any text."""
@@ -113,6 +133,58 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def write_checkpoint(folder: Path, geometry: Geometry, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
     """Write a random checkpoint in Hugging Face layout and return its folder."""
+    config = _write_processor(folder, geometry)
+    torch.manual_seed(seed)
+    model = LlavaNextForConditionalGeneration(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, _deviation(name, parameter.shape))
+    model.generation_config = _generation_config(config)
+    model.to(dtype).save_pretrained(folder)
+    return folder
+
+
+def write_large_checkpoint(folder: Path, geometry: Geometry, *, seed: int = 0, dtype: torch.dtype) -> Path:
+    """Write a random checkpoint that need not fit into memory, in files of 2 GB, and return its folder."""
+    config = _write_processor(folder, geometry)
+    config.save_pretrained(folder)
+    _generation_config(config).save_pretrained(folder)
+    torch.manual_seed(seed)
+    files: dict[str, str] = {}
+    part: dict[str, torch.Tensor] = {}
+    shapes = {
+        name: value.shape for name, value in empty_model(LlavaNextForConditionalGeneration, config).state_dict().items()
+    }
+    for number, (name, shape) in enumerate(shapes.items(), start=1):
+        if len(shape) > 1:
+            part[name] = torch.empty(shape).normal_(0, _deviation(name, shape)).to(dtype)
+        else:
+            part[name] = torch.full(shape, float("norm" in name and name.endswith("weight")), dtype=dtype)
+        if number == len(shapes) or sum(tensor.nbytes for tensor in part.values()) > SHARD_BYTES:
+            file = f"model-{len(set(files.values())):05d}.safetensors"
+            save_file(part, folder / file, metadata={"format": "pt"})
+            files |= dict.fromkeys(part, file)
+            part.clear()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    return folder
+
+
+def _deviation(name: str, shape: torch.Size) -> float:
+    """Return a weight's standard deviation: transformers' is so small that every attention row would be flat."""
+    deviation: float = (1.5 if "q_proj" in name or "k_proj" in name else 0.7) / math.prod(shape[1:]) ** 0.5
+    return deviation
+
+
+def _generation_config(config: LlavaNextConfig) -> GenerationConfig:
+    text = config.text_config
+    return GenerationConfig(
+        bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id
+    )
+
+
+def _write_processor(folder: Path, geometry: Geometry) -> LlavaNextConfig:
+    """Write tokenizer, template and image processor, and return the model's configuration."""
     tokens = tokenizer()
     text = LANGUAGE_MODELS[geometry.language_model](
         vocab_size=geometry.vocab,
@@ -136,25 +208,6 @@ def write_checkpoint(folder: Path, geometry: Geometry, *, seed: int = 0, dtype: 
         patch_size=geometry.patch,
     )
     pinpoints = [[rows * geometry.tile, columns * geometry.tile] for rows, columns in geometry.grids]
-    config = LlavaNextConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=tokens.convert_tokens_to_ids("<image>"),
-        image_grid_pinpoints=pinpoints,
-        image_seq_length=(geometry.tile // geometry.patch) ** 2,
-        tie_word_embeddings=geometry.tied,
-    )
-    torch.manual_seed(seed)
-    model = LlavaNextForConditionalGeneration(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:  # transformers' init is so small that every attention row would be flat
-                fan_in = parameter[0].numel()
-                parameter.normal_(0, (1.5 if "q_proj" in name or "k_proj" in name else 0.7) / fan_in**0.5)
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokens.bos_token_id, eos_token_id=tokens.eos_token_id, pad_token_id=tokens.pad_token_id
-    )
-    model.to(dtype).save_pretrained(folder)
     LlavaNextProcessor(
         image_processor=LlavaNextImageProcessorPil(
             size={"shortest_edge": geometry.tile},
@@ -167,7 +220,15 @@ def write_checkpoint(folder: Path, geometry: Geometry, *, seed: int = 0, dtype: 
         num_additional_image_tokens=1,
         chat_template=TEMPLATE,
     ).save_pretrained(folder)
-    return folder
+    return LlavaNextConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokens.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=pinpoints,
+        image_seq_length=(geometry.tile // geometry.patch) ** 2,
+        tie_word_embeddings=geometry.tied,
+        architectures=["LlavaNextForConditionalGeneration"],
+    )
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from ptp.benchmarks.random_feeds import random_feeds
 from ptp.benchmarks.speed import machine
 from ptp.benchmarks.svg import save_svg
 from ptp.bundle.manifest import LanguageModel
-from ptp.export.checkpoint import Checkpoint, load_weights, open_checkpoint
+from ptp.export.checkpoint import Checkpoint, open_checkpoint
 from ptp.export.config import ExportConfig
 from ptp.export.decoder import DecoderGraph
 from ptp.export.plan import Plan, make_plan
@@ -182,7 +182,8 @@ class Graphs:
         self._checkpoint: Checkpoint = open_checkpoint(
             str(write_checkpoint(folder / "checkpoint", MODEL)), None, weights=True
         )
-        self._model = load_weights(self._checkpoint, "fp32")
+        load = self._checkpoint.adapter.load_class().from_pretrained
+        self._model = load(self._checkpoint.folder, dtype=torch.float32).eval()
 
     @property
     def sizes(self) -> LanguageModel:

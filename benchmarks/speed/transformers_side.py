@@ -9,7 +9,7 @@ from PIL import Image
 from transformers.generation.streamers import BaseStreamer
 
 from ptp.benchmarks.speed.turn import Job, Laps, Run
-from ptp.export.checkpoint import load_weights, open_checkpoint
+from ptp.export.checkpoint import open_checkpoint
 
 
 class TransformersSide:
@@ -26,7 +26,8 @@ class TransformersSide:
         torch.set_num_threads(job.threads)
         transformers.logging.set_verbosity_error()
         checkpoint = open_checkpoint(job.model, None, weights=True)
-        self._model = model = load_weights(checkpoint, "fp32")
+        load = checkpoint.adapter.load_class().from_pretrained
+        self._model = model = load(checkpoint.folder, dtype=torch.float32).eval()
         model.generation_config.eos_token_id = None  # all sides answer with equally many tokens
         self._processor = checkpoint.processor
         self._image_token: int = checkpoint.config.image_token_id
