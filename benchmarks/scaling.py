@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import torch
 from matplotlib.figure import Figure
 
 from ptp.benchmarks.random_checkpoint import Geometry, write_checkpoint
