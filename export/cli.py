@@ -11,8 +11,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ptp.alpha import parse_alpha
-from ptp.bundle.manifest import Instruction, NewlinePolicy, PositionPolicy, Precision, RegionRule, ThumbnailPolicy
-from ptp.bundle.summary import budget_line, human_bytes
+from ptp.bundle.manifest import (
+    Instruction,
+    NewlinePolicy,
+    PositionPolicy,
+    Precision,
+    RegionRule,
+    ThumbnailPolicy,
+    WeightType,
+)
+from ptp.bundle.summary import budget_line, human_bytes, quantization_line
 from ptp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,6 +39,8 @@ def export(
     instruction: Annotated[Instruction, Opt(help="how the question takes part in the choice")] = "attention",
     alpha: Annotated[str | None, Opt(help="default weight of the question, 0 to 1 or auto (default: 0.5)")] = None,
     dtype: Annotated[Precision, Opt(help="type of weights, inputs and outputs")] = "fp32",
+    quantize: Annotated[WeightType | None, Opt(help="type of the language model's matrices, if not --dtype")] = None,
+    block_size: Annotated[int | None, Opt(help="weights that share a scale: 32 (default) or 128")] = None,
     max_prompt: Annotated[int, Opt(help="most text tokens of a prompt, template included")] = 256,
     batch: Annotated[int, Opt(help="images of one call of the vision graph")] = 1,
     region: Annotated[RegionRule, Opt(help="what a crop's share of the budget follows")] = "cls_cosine",
@@ -38,7 +48,7 @@ def export(
     newline: Annotated[NewlinePolicy, Opt(help="row separators: keep all, or drop all")] = "keep",
     positions: Annotated[PositionPolicy, Opt(help="kept tokens' positions: as unpruned, or renumbered")] = "original",
     grid: Annotated[str | None, Opt(metavar="RxC", help="export for this one crop grid: fewer tiles to encode")] = None,
-    opset: Annotated[int, Opt(help="ONNX opset, 18 to 20")] = 20,
+    opset: Annotated[int | None, Opt(help="ONNX opset: 18 to 20 (default), and 21 with --quantize")] = None,
     revision: Annotated[str | None, Opt(help="branch, tag or commit of a Hugging Face id")] = None,
     dry_run: Annotated[bool, Opt("--dry-run", help="print levels, budgets and sizes; load and write nothing")] = False,
     force: Annotated[bool, Opt("--force", help="replace a bundle that stands at --out")] = False,
@@ -46,7 +56,7 @@ def export(
     """Export a vision-language model with Pyramid Token Pruning inside the graph."""
     _require_extra()
     from ptp.export.checkpoint import open_checkpoint
-    from ptp.export.config import ExportConfig, parse_grid, parse_keep
+    from ptp.export.config import DEFAULT_OPSET, QUANTIZED_OPSET, ExportConfig, parse_grid, parse_keep
     from ptp.export.pipeline import export as run_export
     from ptp.export.plan import make_plan
     from ptp.report.page import REPORT_NAME
@@ -61,6 +71,8 @@ def export(
         instruction=instruction,
         alpha=None if alpha is None else parse_alpha(alpha),
         precision=dtype,
+        quantize=quantize,
+        block_size=block_size,  # type: ignore[arg-type]  # validated on construction
         max_prompt=max_prompt,
         batch=batch,
         region=region,
@@ -68,7 +80,7 @@ def export(
         newline=newline,
         positions=positions,
         grid=parse_grid(grid) if grid else None,
-        opset=opset,  # type: ignore[arg-type]  # validated on construction
+        opset=opset or (QUANTIZED_OPSET if quantize else DEFAULT_OPSET),  # type: ignore[arg-type]  # as above
         revision=revision,
         force=force,
     )
@@ -93,6 +105,11 @@ def export(
         f"{manifest.parity.max_feature_difference:.1e} of transformers; TensorRT-RTX "
         + (f"{manifest.parity.tensorrt_rtx} builds it" if manifest.parity.tensorrt_rtx else "not installed, not tried")
     )
+    if (how := manifest.model.quantization) and (drift := manifest.parity.drift):
+        console.print(
+            f"quantised to {quantization_line(how)}: {drift.top1_agreement:.1%} of {drift.positions} answer tokens "
+            f"as before, KL divergence {drift.kl_divergence:.1e} nats"
+        )
     if REPORT_NAME in manifest.files:
         console.print(f"report: {bundle.folder / REPORT_NAME}", markup=False)
 
@@ -116,10 +133,11 @@ def _print_plan(console: Console, plan: "Plan", checkpoint: Any) -> None:
     sizes = estimate(plan, checkpoint)
     needed = max(sizes.board_build, sizes.board_run)
     boards = [name for name, target in TARGETS.items() if (usable_bytes(target) or 0) >= needed]
-    tiling, text = plan.tiling, plan.language_model
+    tiling, text, how = plan.tiling, plan.language_model, plan.config.quantization
+    types = plan.config.precision + (f", language model {quantization_line(how)}" if how else "")
     grids = ", ".join(f"{rows}x{columns}" for rows, columns in tiling.grids)
     lines = [
-        f"[bold]{escape(checkpoint.id)}[/bold]  {checkpoint.config.model_type}, {plan.config.precision}",
+        f"[bold]{escape(checkpoint.id)}[/bold]  {checkpoint.config.model_type}, {types}",
         budget_line(plan.pruning, tiling),
         f"tiles: T = {tiling.max_tiles} of {tiling.tile_size}×{tiling.tile_size} pixels, "
         f"N = {tiling.tokens_per_tile} tokens each; grids {grids}; {plan.config.batch} image(s) a call",

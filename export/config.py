@@ -11,17 +11,23 @@ from ptp.budgets import parse_fraction
 from ptp.bundle.contract import MAX_BATCH
 from ptp.bundle.manifest import (
     Alpha,
+    BlockSize,
     Instruction,
     NewlinePolicy,
     PositionPolicy,
     Precision,
+    Quantization,
     RegionRule,
     ThumbnailPolicy,
+    WeightType,
 )
 from ptp.errors import ConfigError
 
 KeepRange = tuple[Fraction, Fraction]
 """Smallest and largest fraction that may be asked for at run time."""
+
+DEFAULT_BLOCK_SIZE: BlockSize = 32
+"""128 saves a twelfth of an INT4 file, and the demo's divergence is then 2.8 times as large (docs/quantization.md)."""
 
 DEFAULT_ALPHA = 0.5
 """α of the paper."""
@@ -29,7 +35,11 @@ DEFAULT_ALPHA = 0.5
 REGION_TEMPERATURE = 0.5
 """τ of the softmax over crops; our choice, the paper does not state one."""
 
-Opset = Literal[18, 19, 20]
+Opset = Literal[18, 19, 20, 21]
+
+DEFAULT_OPSET: Opset = 20
+QUANTIZED_OPSET: Opset = 21
+"""The first whose DequantizeLinear has blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +54,8 @@ class ExportConfig:
         instruction: how the question takes part in the choice.
         alpha: default weight of the question, 0 to 1 or `auto`; 0.5 if None. Not with `instruction="none"`.
         precision: fp32 or fp16 weights, inputs and outputs.
+        quantize: type of the language model's matrices, `precision` if None; needs opset 21.
+        block_size: values of a quantised matrix that share a scale; 32 if None. With `quantize` only.
         max_prompt: most text tokens of a prompt, template included.
         batch: images of one call of the vision graph, each with its own size, grid and question.
         region: what a crop's share of the budget follows.
@@ -51,7 +63,7 @@ class ExportConfig:
         newline: keep every row separator, or drop them all.
         positions: kept tokens keep their packed positions, or are renumbered.
         grid: the one crop grid (rows, columns) to export for; all of the checkpoint's by default.
-        opset: ONNX opset of every graph.
+        opset: ONNX opset of every graph; 21 with `quantize` only.
         revision: branch, tag or commit of a Hugging Face id.
         force: replace a bundle that stands at `out`.
 
@@ -66,6 +78,8 @@ class ExportConfig:
     instruction: Instruction = "attention"
     alpha: Alpha | None = None
     precision: Precision = "fp32"
+    quantize: WeightType | None = None
+    block_size: BlockSize | None = None
     max_prompt: int = 256
     batch: int = 1
     region: RegionRule = "cls_cosine"
@@ -73,7 +87,7 @@ class ExportConfig:
     newline: NewlinePolicy = "keep"
     positions: PositionPolicy = "original"
     grid: Grid | None = None
-    opset: Opset = 20
+    opset: Opset = DEFAULT_OPSET
     revision: str | None = None
     force: bool = False
 
@@ -90,10 +104,20 @@ class ExportConfig:
             raise ConfigError("--batch is a number of images", got=self.batch, expected=f"1 to {MAX_BATCH}")
         if not 1 <= self.max_prompt <= 8192:
             raise ConfigError("--max-prompt is a number of text tokens", got=self.max_prompt, expected="1 to 8192")
-        if self.opset not in get_args(Opset):
-            raise ConfigError(
-                "--opset is outside what TensorRT's parsers take", got=self.opset, expected="18, 19 or 20"
-            )
+        if self.quantize is None and self.block_size is not None:
+            raise ConfigError("--block-size is of quantised weights", do="add --quantize int8 or int4")
+        if self.block_size is not None and self.block_size not in get_args(BlockSize):
+            raise ConfigError("--block-size is a number of weights", got=self.block_size, expected="32 or 128")
+        expected = "18, 19 or 20" if self.quantize is None else f"{QUANTIZED_OPSET} with --quantize"
+        if self.opset not in get_args(Opset) or (self.opset == QUANTIZED_OPSET) != (self.quantize is not None):
+            raise ConfigError("--opset is outside what TensorRT's parsers take", got=self.opset, expected=expected)
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """How the language model's matrices are stored, None for as they are."""
+        if self.quantize is None:
+            return None
+        return Quantization(weights=self.quantize, block_size=self.block_size or DEFAULT_BLOCK_SIZE)
 
 
 def parse_keep(keep: str | None, reduction: str | None) -> tuple[Fraction, KeepRange | None]:

@@ -13,7 +13,7 @@ from ptp.ptp_graph.schedule import TOPK_LIMIT
 
 Rule = Callable[[ir.Model], Iterator[str]]
 
-OPSETS = range(18, 21)
+OPSETS = range(18, 22)
 IR_VERSION = 10
 """The newest ONNX IR that TensorRT 10.3 reads."""
 
@@ -52,12 +52,12 @@ def lint(model: ir.Model, name: str, *, static: bool) -> None:
 
 
 def format_version(model: ir.Model) -> Iterator[str]:
-    """Opset 18 to 20 and IR 10 are what every parser from 10.3 on reads."""
+    """Opset 18 to 20 and IR 10 are what every parser from 10.3 on reads, and 21 for DequantizeLinear by blocks."""
     if model.ir_version != IR_VERSION:
         yield f"IR version {model.ir_version} (expected {IR_VERSION})"
     opset = model.opset_imports.get("")
     if opset not in OPSETS:
-        yield f"opset {opset} (expected 18 to 20)"
+        yield f"opset {opset} (expected 18 to 21)"
 
 
 def stock_operators(model: ir.Model) -> Iterator[str]:
@@ -72,10 +72,10 @@ def stock_operators(model: ir.Model) -> Iterator[str]:
 
 
 def element_types(model: ir.Model) -> Iterator[str]:
-    """DOUBLE silently becomes FLOAT; 8- and 16-bit integers are not computed with."""
+    """DOUBLE silently becomes FLOAT; small integers are not computed with, weights of them are dequantised."""
     allowed = {"FLOAT", "FLOAT16", "INT32", "INT64", "BOOL"}
     for value in _values(model):
-        if value.dtype is not None and value.dtype.name not in allowed:
+        if value.dtype is not None and value.dtype.name not in allowed and not _is_quantized_weight(value):
             yield f"{value.dtype.name} value {value.name}"
 
 
@@ -153,6 +153,19 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
     yield from model.graph.initializers.values()
     for node in model.graph.all_nodes():
         yield from (value for value in node.outputs if value.name)
+
+
+def _is_quantized_weight(value: ir.Value) -> bool:
+    """Return whether it is a constant matrix of INT4 or INT8 that is dequantised with zero point 0 (none given)."""
+    return (
+        value.is_initializer()
+        and value.dtype in (ir.DataType.INT4, ir.DataType.INT8)
+        and len(value.shape or ()) == 2  # 10.3 takes no other in INT4
+        and all(
+            use.node.op_type == "DequantizeLinear" and use.idx == 0 and len(use.node.inputs) == 2
+            for use in value.uses()
+        )
+    )
 
 
 def _is_an_input(value: ir.Value | None) -> bool:

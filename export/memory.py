@@ -12,6 +12,7 @@ from ptp.engines.targets import TARGETS
 from ptp.export.checkpoint import DTYPES, Checkpoint
 from ptp.export.decoder import DecoderGraph, EmbedGraph
 from ptp.export.plan import Plan
+from ptp.export.quantization import quantized_bytes, weight_type
 from ptp.export.vision import build_vision_graph
 from ptp.export.weights import IN_MEMORY, empty_model
 
@@ -56,10 +57,9 @@ def estimate(plan: Plan, checkpoint: Checkpoint) -> Sizes:
     installed. A run holds all weights, the cache and the encoder's activations; ONNX Runtime on the CPU computes
     float16 graphs with float32 copies of their weights.
     """
-    itemsize = DTYPES[plan.config.precision].itemsize
     model = empty_model(checkpoint.adapter.load_class(), checkpoint.config)
     vision, embed, decoder = (
-        itemsize * _parameters(module)
+        _written(module, plan)
         for module in (
             build_vision_graph(plan, checkpoint, model),
             EmbedGraph(model),
@@ -116,6 +116,19 @@ def _board_memory(plan: Plan, checkpoint: Checkpoint, sizes: tuple[int, int, int
 
 def _parameters(module: Any) -> int:
     return sum(parameter.numel() for parameter in {id(p): p for p in module.parameters()}.values())
+
+
+def _written(graph: Any, plan: Plan) -> int:
+    """Return the bytes of a graph's weights as they are written."""
+    how, itemsize = plan.config.quantization, DTYPES[plan.config.precision].itemsize
+    total = 0
+    for name, parameter in graph.named_parameters():
+        dtype = weight_type(name, how) if how else None
+        if how and dtype:
+            total += quantized_bytes(tuple(parameter.shape), dtype, how.block_size, itemsize)
+        else:
+            total += itemsize * parameter.numel()
+    return total
 
 
 def _vision_activations(plan: Plan, checkpoint: Checkpoint, *, scores: bool = True) -> int:

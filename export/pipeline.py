@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from ptp.bundle.engine import KINDS
-from ptp.bundle.manifest import Graphs, GraphSpec, Manifest, ModelInfo, Parity
+from ptp.bundle.manifest import Drift, Graphs, GraphSpec, Manifest, ModelInfo, Parity
 from ptp.bundle.reader import Bundle
 from ptp.bundle.vectors import VECTORS_NAME, write_vectors
 from ptp.bundle.writer import check_destination, file_entries, file_entry, staged, write_manifest
@@ -28,11 +28,13 @@ from ptp.engines.targets import TARGETS
 from ptp.export.checkpoint import Checkpoint, find_weights, load_model, make_skeleton, open_checkpoint
 from ptp.export.config import ExportConfig
 from ptp.export.decoder import DecoderGraph, EmbedGraph
+from ptp.export.gates.drift import measure_drift
 from ptp.export.gates.parity import ImageParity, check_parity
 from ptp.export.gates.vectors import record_vectors
 from ptp.export.lint import lint
-from ptp.export.passes import ShareWeights, shared_bytes
+from ptp.export.passes import QuantizeWeights, ShareWeights, shared_bytes
 from ptp.export.plan import Plan, make_plan
+from ptp.export.quantization import QuantizedWeights
 from ptp.export.specs import GraphIO
 from ptp.export.to_onnx import save, trace
 from ptp.export.vision import build_vision_graph
@@ -44,7 +46,15 @@ Progress = Callable[[str, int | None, int | None], None]
 """Called with what is being done, and how much of it is done where that is known."""
 
 SUFFIX = {"fp32": "", "fp16": "_fp16"}
-"""File name endings of transformers.js."""
+DECODER_SUFFIX = {
+    ("fp32", "int4"): "_q4",
+    ("fp16", "int4"): "_q4f16",
+    ("fp32", "int8"): "_int8",
+    ("fp16", "int8"): "_int8f16",
+}
+"""File name endings of transformers.js, and `_int8f16`, for which it has none."""
+
+DRIFT_NAME = "parity/drift.json"
 
 TOOLS = ("ptp-export", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
 
@@ -81,7 +91,8 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
     with staged(config.out, force=config.force, resume=_identity(plan, weights)) as stage:
         skeleton = make_skeleton(checkpoint, weights)
         checkpoint.copy_files(stage)
-        model = load_model(checkpoint, weights)
+        how = config.quantization
+        model = load_model(checkpoint, QuantizedWeights(weights, how) if how else weights)
         prompting = checkpoint.prompting(model.generation_config, config.max_prompt)
         if not (stage / "generation_config.json").exists():
             model.generation_config.to_json_file(stage / "generation_config.json")
@@ -94,6 +105,12 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
         if not (stage / VECTORS_NAME).exists():
             with clock("recording parity vectors"):
                 vectors = record_vectors(plan, checkpoint, model, partial(say, "recording parity vectors"))
+            if how:
+                with clock("comparing with the unquantised model"):
+                    say("comparing with the unquantised model", None, None)
+                    drift = measure_drift(vectors, model, load_model(checkpoint, weights), config.positions)
+                (stage / DRIFT_NAME).parent.mkdir(exist_ok=True)
+                (stage / DRIFT_NAME).write_text(drift.model_dump_json(indent=2) + "\n", encoding="utf-8")
             write_vectors(stage / VECTORS_NAME, vectors)
         graph = build_vision_graph(plan, checkpoint, skeleton.model)
         vision = write(graph, plan.vision_io, "vision_encoder", static=True, beside=stage / decoder.file)
@@ -101,7 +118,8 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
         check = _check_vision(plan, checkpoint, model, stage / vision.file, say, clock)
         del model
 
-        _write_report(stage / "report.json", plan, check, clock)
+        parity = _parity(check, stage / DRIFT_NAME)
+        _write_report(stage / "report.json", plan, check, parity.drift, clock)
         say("hashing", None, None)
         manifest = Manifest(
             tools={"python": platform.python_version()} | {name: version(name) for name in TOOLS},
@@ -111,6 +129,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
                 revision=checkpoint.revision,
                 family=checkpoint.config.model_type,
                 precision=config.precision,
+                quantization=how,
             ),
             pruning=plan.pruning,
             tiling=plan.tiling,
@@ -118,7 +137,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
             language_model=plan.language_model,
             graphs=Graphs(vision_encoder=vision, embed_tokens=embed, decoder_model_merged=decoder),
             files=file_entries(stage),
-            parity=_parity(check),
+            parity=parity,
             vectors=VECTORS_NAME,
         )
         has_engines = longest_prompt(manifest) < default_max_context(manifest)
@@ -202,12 +221,14 @@ def write_graph(
         static: whether no dimension may be open.
         beside: another graph's file, whose weights are referred to and not written again.
     """
-    spec = GraphSpec(file=f"onnx/{name}{SUFFIX[plan.config.precision]}.onnx", inputs=io.inputs, outputs=io.outputs)
+    spec = GraphSpec(file=f"onnx/{name}{_suffix(name, plan.config)}.onnx", inputs=io.inputs, outputs=io.outputs)
     if (stage / spec.file).exists():
         return spec
     say(f"tracing {name}", None, None)
     with clock("tracing"):
         model = trace(module, io, opset=plan.config.opset, initializers=skeleton.initializers(module))
+        if plan.config.quantization:
+            QuantizeWeights(plan.config.quantization)(model)
         lint(model, name, static=static)
     say(f"writing {name}", None, None)
     with clock("writing"):
@@ -215,6 +236,12 @@ def write_graph(
             ShareWeights(beside)(model)
         save(model, stage / spec.file, lambda done, of: say(f"writing {name}, bytes", done, of))
     return spec
+
+
+def _suffix(name: str, config: ExportConfig) -> str:
+    if config.quantize and name == "decoder_model_merged":
+        return DECODER_SUFFIX[config.precision, config.quantize]
+    return SUFFIX[config.precision]
 
 
 def _with_file(manifest: Manifest, path: Path) -> Manifest:
@@ -236,13 +263,14 @@ def _engine_memory(bundle: Bundle, check: VisionCheck) -> tuple[EngineMemory, ..
     )
 
 
-def _parity(check: VisionCheck) -> Parity:
+def _parity(check: VisionCheck, drift: Path) -> Parity:
     return Parity(
         images=tuple(dict.fromkeys((image.height, image.width) for image in check.images)),
         max_feature_difference=_largest(image.feature_difference for image in check.images),
         max_score_difference=_largest(image.score_difference for image in check.images),
         kept_indices_equal=True,
         tensorrt_rtx=check.build.version if check.build else None,
+        drift=Drift.model_validate_json(drift.read_bytes()) if drift.exists() else None,
     )
 
 
@@ -250,11 +278,12 @@ def _largest(values: Iterable[float]) -> float:
     return float(f"{max(values):.3g}")
 
 
-def _write_report(path: Path, plan: Plan, check: VisionCheck, clock: Clock) -> None:
+def _write_report(path: Path, plan: Plan, check: VisionCheck, drift: Drift | None, clock: Clock) -> None:
     report = {
         "pruning": plan.pruning.model_dump(),
         "images": [image.to_dict() for image in check.images],
         "tensorrt_rtx": vars(check.build) if check.build else None,
+        "drift": drift.model_dump() if drift else None,
         "shared_weight_bytes": check.shared_bytes,
         "seconds": {step: round(seconds, 1) for step, seconds in clock.seconds.items()},
         "machine": {"system": platform.platform(), "python": sys.version.split()[0]},

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ptp.bundle.manifest import Alpha, KeepRange, LanguageModel, Pruning, Tiling
+from ptp.bundle.manifest import Alpha, KeepRange, LanguageModel, Pruning, Quantization, Tiling
 from ptp.errors import ConfigError
 from ptp.export.checkpoint import Checkpoint
 from ptp.export.config import DEFAULT_ALPHA, REGION_TEMPERATURE, ExportConfig
@@ -115,6 +115,8 @@ def make_plan(config: ExportConfig, checkpoint: Checkpoint) -> Plan:
             got=f"{checkpoint.language_model.num_layers} block",
             do="choose --instruction similarity or none",
         )
+    if config.quantization:
+        _check_blocks(config.quantization, checkpoint)
     schedule = Schedule(
         keep=config.keep,
         keep_range=config.keep_range,
@@ -130,3 +132,17 @@ def make_plan(config: ExportConfig, checkpoint: Checkpoint) -> Plan:
         language_model=checkpoint.language_model,
         saliency_layer=checkpoint.adapter.saliency_layer(checkpoint.config),
     )
+
+
+def _check_blocks(quantization: Quantization, checkpoint: Checkpoint) -> None:
+    """Refuse a language model of which a matrix has an input that blocks do not divide."""
+    text, sizes = checkpoint.config.text_config, checkpoint.language_model
+    heads = text.num_attention_heads * sizes.head_dim
+    inputs = {"hidden size": sizes.hidden_size, "heads": heads, "MLP": text.intermediate_size}
+    if odd := [f"{name} {size}" for name, size in inputs.items() if size % quantization.block_size]:
+        raise ConfigError(
+            "--quantize divides each matrix's input into blocks",
+            got=", ".join(odd),
+            expected=f"multiples of --block-size {quantization.block_size}",
+            do="choose a smaller block size or export without --quantize",
+        )

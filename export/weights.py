@@ -44,6 +44,9 @@ class Weights(Mapping[str, Tensor]):
         dtype: what they are rounded to.
     """
 
+    keep_ties = True
+    """Whether tensors that a model ties have one value."""
+
     def __init__(self, places: Mapping[str, Place], dtype: torch.dtype) -> None:
         self.places = places
         self.dtype = dtype
@@ -154,7 +157,8 @@ def fill(model: Any, weights: Weights) -> None:
     """
     if not weights.stay_on_disk:
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
-        model.tie_weights()
+        if weights.keep_ties:
+            model.tie_weights()
         return
     cpu_offload(model, torch.device("cpu"), state_dict=weights)
     # packing reads this one outside of any module's call

@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ptp.bundle import Bundle, Manifest
-from ptp.bundle.summary import budget_line, human_bytes
+from ptp.bundle.summary import budget_line, human_bytes, precision_line
 from ptp.report.curve import draw_curve, methods_of
 from ptp.report.evaluation import Evaluation
 from ptp.report.pictures import Progress, show_examples
@@ -92,6 +92,7 @@ def write_report(
     text = _templates.get_template("page.html.jinja").render(
         manifest=manifest,
         budget_line=budget_line(manifest.pruning, manifest.tiling),
+        precision_line=precision_line(manifest.model),
         levels=levels(manifest),
         results=results,
         is_of_these_weights=evaluation.is_of_these_weights,

@@ -11,7 +11,7 @@ from rich.text import Text
 from ptp.bundle import Bundle
 from ptp.bundle.engine import EngineConfig, read_engines
 from ptp.bundle.manifest import GraphSpec, Manifest, TensorSpec
-from ptp.bundle.summary import budget_line, human_bytes
+from ptp.bundle.summary import budget_line, human_bytes, precision_line
 from ptp.runtime.vision import VisualTokens
 
 
@@ -78,7 +78,7 @@ def _facts(manifest: Manifest) -> Table:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     rows = {
-        "model": f"{manifest.model.id}{revision}, {manifest.model.family}, {manifest.model.precision}",
+        "model": f"{manifest.model.id}{revision}, {manifest.model.family}, {precision_line(manifest.model)}",
         "graphs": f"ONNX opset {manifest.opset}",
         "instruction": pruning.instruction + (f", alpha {pruning.alpha}" if pruning.instruction != "none" else ""),
         "saliency": f"CLS attention of vision block {pruning.saliency_layer}",

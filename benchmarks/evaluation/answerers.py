@@ -15,7 +15,7 @@ from ptp.benchmarks.evaluation.task import Answerer
 from ptp.benchmarks.evaluation.transformers_answerer import TransformersAnswerer, TransformersModel
 from ptp.benchmarks.evaluation.variants import PtpOptions, Variant
 from ptp.benchmarks.methods import METHODS
-from ptp.bundle.manifest import Levels
+from ptp.bundle.manifest import Levels, WeightType
 from ptp.errors import ConfigError
 from ptp.export.checkpoint import open_checkpoint
 from ptp.export.pipeline import TOOLS, Progress
@@ -36,6 +36,7 @@ class Answerers:
         max_prompt: most text tokens of a prompt, template included.
         max_new_tokens: most tokens of an answer.
         threads: CPU threads of ONNX Runtime; its choice if None.
+        quantize: type of the language model's matrices in PTP's bundles; not in what transformers answers.
         progress: told of every step of an export.
 
     Raises:
@@ -51,12 +52,19 @@ class Answerers:
         max_prompt: int = 256,
         max_new_tokens: int = 32,
         threads: int | None = None,
+        quantize: WeightType | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._checkpoint = open_checkpoint(model, revision, weights=True)
         self._tiling = self._checkpoint.tiling
         self._bundles = Bundles(
-            self._checkpoint, model=model, revision=revision, folder=cache, max_prompt=max_prompt, progress=progress
+            self._checkpoint,
+            model=model,
+            revision=revision,
+            folder=cache,
+            max_prompt=max_prompt,
+            quantize=quantize,
+            progress=progress,
         )
         self._max_new_tokens = max_new_tokens
         self._threads = threads

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from ptp.benchmarks.evaluation.metrics import MetricName
 from ptp.budgets import parse_fraction
+from ptp.bundle.manifest import WeightType
 from ptp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, Opt(help=f"first images only (default: all of a file, {DEMO_IMAGES} of demo)")] = None,
     out: Annotated[Path | None, Opt(help="folder to write, or to go on with (default: eval-<model>-<task>)")] = None,
+    quantize: Annotated[WeightType | None, Opt(help="type of the language model's matrices in PTP's bundles")] = None,
     bundles: Annotated[Path | None, Opt(help="folder of exported bundles (default: <out>/bundles)")] = None,
     force: Annotated[bool, Opt("--force", help="drop the answers that are at --out")] = False,
     as_json: Annotated[bool, Opt("--json", help="print results.json instead of a table")] = False,
@@ -67,14 +69,17 @@ def evaluate(
     questions = open_task(task, split, images, metric, prompt_suffix, limit)
     name = Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model
     folder = out or Path(f"eval-{Path(name).name}-{questions.name.replace('/', '-')}")
-    with _progress() as (answered, step), Answerers(model, bundles or folder / "bundles", progress=step) as answerers:
+    with (
+        _progress() as (answered, step),
+        Answerers(model, bundles or folder / "bundles", quantize=quantize, progress=step) as answerers,
+    ):
         settings = {
             "task": questions.name,
             "questions": questions.fingerprint,
             "metric": questions.metric,
             "prompt suffix": questions.prompt_suffix,
             "weights": answerers.weights,
-        }
+        } | ({"quantize": quantize} if quantize else {})
         with Records(folder, settings, force=force) as records:
             run_evaluation(questions, runs, answerers, records, answered)
             results = sum_up(

@@ -17,9 +17,9 @@ from ptp import Pipeline
 from ptp.benchmarks.evaluation.variants import PtpOptions
 from ptp.bundle import open_bundle
 from ptp.bundle.hashes import sha256_of
-from ptp.bundle.manifest import Alpha, PositionPolicy
+from ptp.bundle.manifest import Alpha, PositionPolicy, WeightType
 from ptp.export.checkpoint import SMALL_FILES, Checkpoint
-from ptp.export.config import ExportConfig
+from ptp.export.config import DEFAULT_OPSET, QUANTIZED_OPSET, ExportConfig
 from ptp.export.pipeline import TOOLS, Progress, export
 from ptp.ptp_graph.schedule import TOPK_LIMIT, Schedule
 from ptp.results import weights_sha256
@@ -41,6 +41,7 @@ class Bundles:
         revision: the revision that it was opened by.
         folder: where bundles stay.
         max_prompt: most text tokens of a prompt.
+        quantize: type of the language model's matrices, FP32 if None.
         progress: told of every step of an export.
     """
 
@@ -52,6 +53,7 @@ class Bundles:
         revision: str | None,
         folder: Path,
         max_prompt: int,
+        quantize: WeightType | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._checkpoint = checkpoint
@@ -59,6 +61,7 @@ class Bundles:
         self._revision = revision
         self._folder = folder
         self._max_prompt = max_prompt
+        self._quantize = quantize
         self._progress = progress
 
     def get(self, options: PtpOptions) -> Path:
@@ -86,6 +89,8 @@ class Bundles:
             region=options.region,
             newline=options.newline,
             max_prompt=self._max_prompt,
+            quantize=self._quantize,
+            opset=QUANTIZED_OPSET if self._quantize else DEFAULT_OPSET,
         )
         facts = [self._made_from, *(str(value) for name, value in vars(config).items() if name not in ("model", "out"))]
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()

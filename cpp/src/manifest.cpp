@@ -178,13 +178,14 @@ Manifest read_manifest(const Json& data) {
     for (const char* record : {"tools", "parity", "vectors"}) fields.skip(record);  // for people, and for `ptp verify`
     if (const Json* version = fields.find("schema_version"))
         as_integer(*version, "schema_version", SCHEMA_VERSION, SCHEMA_VERSION);
-    fields.integer("opset", 18, 20);
+    fields.integer("opset", 18, 21);
     Manifest manifest;
     Fields model = fields.object("model");
     manifest.model_id = model.line("id");
     model.skip("revision");
     model.line("family");
     manifest.precision = model.choice("precision", {"fp32", "fp16"});
+    model.skip("quantization");  // the graphs say it
     model.done();
     manifest.pruning = read_pruning(fields.object("pruning"));
     manifest.tiling = read_tiling(fields.object("tiling"));

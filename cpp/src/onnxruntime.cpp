@@ -163,6 +163,9 @@ public:
         library_->check(api().CreateSessionOptions(made_options), what);
         const auto options = made_options.take();
         library_->check(api().SetSessionLogSeverityLevel(options.get(), ORT_LOGGING_LEVEL_ERROR), what);
+        // products with quantised weights in float32: the default rounds what is multiplied with them to 8 bits
+        library_->check(
+            api().AddSessionConfigEntry(options.get(), "session.qdq_matmulnbits_accuracy_level", "1"), what);
         if (threads) library_->check(api().SetIntraOpNumThreads(options.get(), threads), what);
         Out<OrtSession> session(api().ReleaseSession);
         library_->check(api().CreateSession(env_.get(), path.c_str(), options.get(), session), what);

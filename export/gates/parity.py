@@ -30,7 +30,7 @@ from ptp.ptp_graph.reference import (
     packed_sequence,
 )
 from ptp.ptp_graph.schedule import Schedule
-from ptp.tolerances import FEATURES, SCORES, row_difference, value_difference
+from ptp.tolerances import EXACT_PRODUCTS, FEATURES, SCORES, row_difference, value_difference
 
 Array = NDArray[Any]
 ALPHA = 0.375
@@ -315,5 +315,6 @@ def _probed_session(path: Path, io: GraphIO) -> Iterator[Any]:
 def _session(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry(*EXACT_PRODUCTS)
     options.enable_cpu_mem_arena = False  # the oracle needs the memory between two runs
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -5,6 +5,7 @@ import onnx_ir.passes.common as common
 
 from ptp.export.passes.apply_contract import ApplyContract
 from ptp.export.passes.hide_probes import HideProbes
+from ptp.export.passes.quantize_weights import QuantizeWeights
 from ptp.export.passes.share_weights import ShareWeights, shared_bytes
 from ptp.export.passes.transpose_weights import TransposeWeights
 from ptp.export.specs import GraphIO
@@ -21,4 +22,12 @@ def finish(model: ir.Model, io: GraphIO) -> None:
     )(model)
 
 
-__all__ = ["ApplyContract", "HideProbes", "ShareWeights", "TransposeWeights", "finish", "shared_bytes"]
+__all__ = [
+    "ApplyContract",
+    "HideProbes",
+    "QuantizeWeights",
+    "ShareWeights",
+    "TransposeWeights",
+    "finish",
+    "shared_bytes",
+]

@@ -12,6 +12,7 @@ from ptp.bundle import Bundle
 from ptp.bundle.manifest import Dtype, GraphSpec, TensorSpec
 from ptp.errors import BackendError, ConfigError
 from ptp.runtime.backends.base import Array, DeviceTensor, LoadGraph, Shape, refuse_difference
+from ptp.tolerances import EXACT_PRODUCTS
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -55,6 +56,7 @@ class OnnxRuntimeGraph:
         names = _providers(provider, spec)
         options = ort.SessionOptions()
         options.log_severity_level = LOG_ERRORS
+        options.add_session_config_entry(*EXACT_PRODUCTS)
         if threads is not None:
             options.intra_op_num_threads = threads
         try:

@@ -15,6 +15,10 @@ Arithmetic = Literal["fp32", "tf32", "fp16", "bf16"]
 
 Array = NDArray[Any]
 
+EXACT_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "1")
+"""Setting of an ONNX Runtime session: products with quantised weights in float32. The CPU's default rounds what is
+multiplied with them to 8 bits, 5e-3 per product."""
+
 FEATURES: dict[Arithmetic, float] = {
     # two libraries sum the same float32 products in another order: about 1e-6 per block, at most 24 blocks deep
     "fp32": 1e-4,

@@ -1,5 +1,6 @@
 """Each rule on a hand-built graph: what it refuses, and a clean graph that passes."""
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
@@ -33,6 +34,27 @@ def topk(count, dtype=INT32):
     return graph("TopK", dtype=dtype, shape=(1, 9000), constants=[ir.tensor([count], dtype=INT64)])
 
 
+def dequantize(codes, *zeros):
+    """Return a model that scales constant codes, here and there with a zero point."""
+    scales = ir.tensor(np.ones((1, *codes.shape[1:]), np.float32))
+    model = graph("Relu", constants=[])
+    constants = [
+        ir.Value(name=f"c{number}", const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+        for number, tensor in enumerate((codes, scales, *zeros))
+    ]
+    node = ir.node("DequantizeLinear", constants, {"axis": 0, "block_size": 32})
+    node.outputs[0].name, node.outputs[0].shape = "values", codes.shape
+    node.outputs[0].type = ir.TensorType(FLOAT)
+    model.graph.insert_before(model.graph[0], node)
+    for value in constants:
+        model.graph.register_initializer(value)
+    return model
+
+
+def test_codes_that_are_dequantised_pass():
+    lint(dequantize(ir.tensor(np.zeros((32, 4), np.int8))), "quantised", static=True)
+
+
 REFUSED = {
     "NonZero": graph("NonZero"),
     "Loop": graph("Loop"),
@@ -48,7 +70,10 @@ REFUSED = {
     "MatMul on INT32": graph("MatMul", dtype=INT32),
     "ReduceMax on BOOL": graph("ReduceMax", dtype=BOOL),
     "with a reduction": graph("ScatterND", attributes={"reduction": "add"}),
-    "opset 21": graph(opset=21),
+    "opset 22": graph(opset=22),
+    "UINT8 value": dequantize(ir.tensor(np.zeros((32, 4), np.uint8))),
+    "INT8 value c0": dequantize(ir.tensor(np.zeros((32, 4, 1), np.int8))),
+    "INT8 value c2": dequantize(ir.tensor(np.zeros((32, 4), np.int8)), ir.tensor(np.zeros((1, 4), np.int8))),
     "dynamic shape": graph(shape=("batch", 4)),
 }
 

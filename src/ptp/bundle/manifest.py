@@ -30,6 +30,8 @@ Count = Annotated[int, Field(ge=0, le=MAX_DIMENSION)]
 Size = Annotated[int, Field(ge=1, le=MAX_DIMENSION)]
 Dtype = Literal["float32", "float16", "int64", "int32", "bool"]
 Precision = Literal["fp32", "fp16"]
+WeightType = Literal["int8", "int4"]
+BlockSize = Literal[32, 128]
 Instruction = Literal["none", "similarity", "attention"]
 RegionRule = Literal["cls_cosine", "thumbnail_attention", "uniform"]
 ThumbnailPolicy = Literal["ratio", "keep_all", "as_region"]
@@ -75,6 +77,20 @@ class FileEntry(Model):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+class Quantization(Model):
+    """How the language model's matrices are stored (docs/quantization.md).
+
+    Attributes:
+        weights: type of the blocks' matrices.
+        lm_head: type of the last one.
+        block_size: values along the input that share a scale.
+    """
+
+    weights: WeightType
+    lm_head: WeightType = "int8"
+    block_size: BlockSize
+
+
 class ModelInfo(Model):
     """Which checkpoint was exported. `revision` is the Hugging Face commit, absent for a local folder."""
 
@@ -82,6 +98,7 @@ class ModelInfo(Model):
     revision: Line | None
     family: Line
     precision: Precision
+    quantization: Quantization | None = Field(default=None, exclude_if=lambda how: how is None)
 
 
 class Levels(Model):
@@ -242,6 +259,21 @@ class Graphs(Model):
         return self.vision_encoder, self.embed_tokens, self.decoder_model_merged
 
 
+class Drift(Model):
+    """How far the quantised language model is from the one it was made of, on the same pruned inputs.
+
+    Attributes:
+        positions: answer tokens of the parity vectors.
+        top1_agreement: share of them where both find the same token likeliest.
+        kl_divergence: mean KL(unquantised ‖ quantised) of the next token there, in nats; its exponential is the ratio
+            of the models' perplexities on text that the unquantised one writes.
+    """
+
+    positions: Size
+    top1_agreement: float = Field(ge=0, le=1)
+    kl_divergence: float
+
+
 class Parity(Model):
     """What the export's gates measured.
 
@@ -252,6 +284,7 @@ class Parity(Model):
             largest value.
         kept_indices_equal: kept positions equal the reference's on every image (an export is refused otherwise).
         tensorrt_rtx: version whose builder accepted the vision graph; absent where it was not installed.
+        drift: what quantisation changed; None where nothing was quantised.
     """
 
     images: tuple[tuple[int, int], ...]
@@ -259,6 +292,7 @@ class Parity(Model):
     max_score_difference: float
     kept_indices_equal: Literal[True]
     tensorrt_rtx: str | None
+    drift: Drift | None = Field(default=None, exclude_if=lambda drift: drift is None)
 
 
 class Manifest(Model):
@@ -272,7 +306,7 @@ class Manifest(Model):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     tools: dict[Line, Line]
-    opset: int = Field(ge=18, le=20)
+    opset: int = Field(ge=18, le=21)
     model: ModelInfo
     pruning: Pruning
     tiling: Tiling

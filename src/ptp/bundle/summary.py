@@ -1,6 +1,6 @@
 """One-line summaries for people."""
 
-from ptp.bundle.manifest import Pruning, Tiling
+from ptp.bundle.manifest import ModelInfo, Pruning, Quantization, Tiling
 
 
 def budget_line(pruning: Pruning, tiling: Tiling) -> str:
@@ -19,6 +19,18 @@ def budget_line(pruning: Pruning, tiling: Tiling) -> str:
         f"{levels.crops} crops = {levels.thumbnail + levels.crops} of {tokens} tokens, "
         f"+ {levels.newline} newline rows, K = {pruning.num_kept}{at_run_time}"
     )
+
+
+def precision_line(model: ModelInfo) -> str:
+    """Return the type of the weights, such as `fp16, language model int4 in blocks of 32, head int8`."""
+    how = model.quantization
+    return f"{model.precision}, language model {quantization_line(how)}" if how else model.precision
+
+
+def quantization_line(how: Quantization) -> str:
+    """Return what the language model's matrices are stored as, such as `int4 in blocks of 32, head int8`."""
+    head = f", head {how.lm_head}" if how.lm_head != how.weights else ""
+    return f"{how.weights} in blocks of {how.block_size}{head}"
 
 
 def human_bytes(count: float) -> str:
