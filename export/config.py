@@ -30,6 +30,8 @@ REGION_TEMPERATURE = 0.5
 """τ of the softmax over crops; our choice, the paper does not state one."""
 
 Opset = Literal[18, 19, 20]
+Optimize = Literal["onnxruntime"]
+"""A backend that an export may hold a graph for which the others cannot read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class ExportConfig:
         positions: kept tokens keep their packed positions, or are renumbered.
         grid: the one crop grid (rows, columns) to export for; all of the checkpoint's by default.
         opset: ONNX opset of every graph.
+        optimize: write a further decoder that only this backend runs, and runs faster.
         revision: branch, tag or commit of a Hugging Face id.
         force: replace a bundle that stands at `out`.
 
@@ -74,6 +77,7 @@ class ExportConfig:
     positions: PositionPolicy = "original"
     grid: Grid | None = None
     opset: Opset = 20
+    optimize: Optimize | None = None
     revision: str | None = None
     force: bool = False
 
@@ -93,6 +97,10 @@ class ExportConfig:
         if self.opset not in get_args(Opset):
             raise ConfigError(
                 "--opset is outside what TensorRT's parsers take", got=self.opset, expected="18, 19 or 20"
+            )
+        if self.optimize not in (None, *get_args(Optimize)):
+            raise ConfigError(
+                "--optimize is a backend with a graph of its own", got=self.optimize, expected="onnxruntime"
             )
 
 

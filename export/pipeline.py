@@ -27,6 +27,8 @@ from ptp.engines.targets import TARGETS
 from ptp.export.checkpoint import Checkpoint, load_weights, open_checkpoint
 from ptp.export.config import ExportConfig
 from ptp.export.decoder import DecoderGraph, EmbedGraph
+from ptp.export.fused_decoder import FusedDecoderGraph
+from ptp.export.gates.decoders import check_fused_decoder
 from ptp.export.gates.parity import ImageParity, check_parity
 from ptp.export.gates.vectors import record_vectors
 from ptp.export.language import drop_late_blocks
@@ -86,6 +88,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
 
         embed = _write(EmbedGraph(model), plan.embed_io, "embed_tokens", plan, stage, say)
         decoder = _write(DecoderGraph(model), plan.decoder_io, "decoder_model_merged", plan, stage, say)
+        fused = _export_fused(model, plan, stage / decoder.file, stage, say) if config.optimize else None
         size = plan.tiling.tile_size
         model.config.image_grid_pinpoints = [[rows * size, columns * size] for rows, columns in plan.tiling.grids]
         vectors = record_vectors(plan, checkpoint, model, partial(say, "recording parity vectors"))
@@ -110,7 +113,9 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
             tiling=plan.tiling,
             prompting=prompting,
             language_model=plan.language_model,
-            graphs=Graphs(vision_encoder=vision, embed_tokens=embed, decoder_model_merged=decoder),
+            graphs=Graphs(
+                vision_encoder=vision, embed_tokens=embed, decoder_model_merged=decoder, decoder_onnxruntime=fused
+            ),
             files=file_entries(stage),
             parity=_parity(check),
             vectors=VECTORS_NAME,
@@ -148,6 +153,15 @@ def _export_vision(
     return spec, VisionCheck(images=images, build=build, shared_bytes=shared_bytes(path))
 
 
+def _export_fused(model: Any, plan: Plan, decoder: Path, stage: Path, say: Progress) -> GraphSpec:
+    """Write the decoder for ONNX Runtime alone, beside the other one, whose weights it refers to; compare the two."""
+    graph = FusedDecoderGraph(model)
+    spec = _write(graph, plan.fused_decoder_io, "decoder_onnxruntime", plan, stage, say, stock=False, beside=decoder)
+    say("comparing the decoders", None, None)
+    check_fused_decoder(stage / spec.file, decoder, plan.language_model, plan.config.precision)
+    return spec
+
+
 def _write(
     module: nn.Module,
     io: GraphIO,
@@ -157,12 +171,14 @@ def _write(
     say: Progress,
     *,
     static: bool = False,
+    stock: bool = True,
     beside: Path | None = None,
 ) -> GraphSpec:
-    """Trace, lint and write one graph; weights that the graph `beside` it holds are referred to."""
+    """Trace, lint if it is in stock operators, and write one graph; weights that the graph `beside` it holds are shared."""
     say(f"tracing {name}", None, None)
     model = trace(module, io, opset=plan.config.opset)
-    lint(model, name, static=static)
+    if stock:
+        lint(model, name, static=static)
     if beside is not None:
         ShareWeights(beside)(model)
     file = f"onnx/{name}{SUFFIX[plan.config.precision]}.onnx"
