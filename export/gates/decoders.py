@@ -50,7 +50,9 @@ def _logits(path: Path, model: LanguageModel, offsets: NDArray[np.int64], *, roo
         offsets: position of each of the prompt's tokens.
         room: rows of a cache that is both past and present; 0 for one that each step returns longer.
     """
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_prepacking", "1")  # weights are read where the file is mapped
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     random, binding = np.random.default_rng(0), session.io_binding()
     dtype = np.float16 if "float16" in session.get_inputs()[0].type else np.float32
     rows = np.zeros((1, model.num_kv_heads, room, model.head_dim), dtype)
@@ -81,5 +83,6 @@ def _logits(path: Path, model: LanguageModel, offsets: NDArray[np.int64], *, roo
         session.run_with_iobinding(binding)
         returned = dict(zip(outputs, binding.get_outputs(), strict=True))
         found.append(returned["logits"].numpy())
-        cache = {becomes(name): value for name, value in returned.items() if becomes(name) in cache}
+        if not room:
+            cache = {becomes(name): value for name, value in returned.items() if becomes(name) in cache}
     return found
