@@ -174,7 +174,7 @@ def _write(
     stock: bool = True,
     beside: Path | None = None,
 ) -> GraphSpec:
-    """Trace, lint if it is in stock operators, and write one graph; weights that the graph `beside` it holds are shared."""
+    """Trace and write one graph, linted where it is in stock operators, sharing weights of the graph `beside` it."""
     say(f"tracing {name}", None, None)
     model = trace(module, io, opset=plan.config.opset)
     if stock:
