@@ -1,6 +1,6 @@
 """How a decoder's key/value cache is kept, and what that costs: ONNX Runtime on the CPU beside transformers.
 
-    python benchmarks/decoder_cache.py [--layers 24] [--contexts 512,1024,3072] [--steps 16] [--prefills 3] [--threads 2]
+    python benchmarks/decoder_cache.py [--layers 24] [--contexts 512,1024,3072] [--steps 16] [--prefills 3]
 
 A language model of Qwen2-0.5B's sizes (24 blocks of width 896, 14 heads, 2 KV heads, MLP 4864, vocabulary 32064) with
 random weights, FP32, in four forms that share them:
