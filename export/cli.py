@@ -22,6 +22,7 @@ from ptp.bundle.manifest import (
 )
 from ptp.bundle.summary import budget_line, human_bytes, quantization_line
 from ptp.errors import ConfigError
+from ptp.export.config import Optimize
 
 if TYPE_CHECKING:
     from ptp.export.plan import Plan
@@ -49,6 +50,9 @@ def export(
     positions: Annotated[PositionPolicy, Opt(help="kept tokens' positions: as unpruned, or renumbered")] = "original",
     grid: Annotated[str | None, Opt(metavar="RxC", help="export for this one crop grid: fewer tiles to encode")] = None,
     opset: Annotated[int | None, Opt(help="ONNX opset: 18 to 20 (default), and 21 with --quantize")] = None,
+    optimize: Annotated[
+        Optimize | None, Opt(help="add a decoder for this backend alone: faster prefill, keys and values in place")
+    ] = None,
     revision: Annotated[str | None, Opt(help="branch, tag or commit of a Hugging Face id")] = None,
     dry_run: Annotated[bool, Opt("--dry-run", help="print levels, budgets and sizes; load and write nothing")] = False,
     force: Annotated[bool, Opt("--force", help="replace a bundle that stands at --out")] = False,
@@ -81,6 +85,7 @@ def export(
         positions=positions,
         grid=parse_grid(grid) if grid else None,
         opset=opset or (QUANTIZED_OPSET if quantize else DEFAULT_OPSET),  # type: ignore[arg-type]  # as above
+        optimize=optimize,
         revision=revision,
         force=force,
     )

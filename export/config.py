@@ -41,6 +41,9 @@ DEFAULT_OPSET: Opset = 20
 QUANTIZED_OPSET: Opset = 21
 """The first whose DequantizeLinear has blocks."""
 
+Optimize = Literal["onnxruntime"]
+"""A backend that an export may hold a graph for which the others cannot read."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
@@ -64,6 +67,7 @@ class ExportConfig:
         positions: kept tokens keep their packed positions, or are renumbered.
         grid: the one crop grid (rows, columns) to export for; all of the checkpoint's by default.
         opset: ONNX opset of every graph; 21 with `quantize` only.
+        optimize: write a further decoder that only this backend runs, and runs faster.
         revision: branch, tag or commit of a Hugging Face id.
         force: replace a bundle that stands at `out`.
 
@@ -88,6 +92,7 @@ class ExportConfig:
     positions: PositionPolicy = "original"
     grid: Grid | None = None
     opset: Opset = DEFAULT_OPSET
+    optimize: Optimize | None = None
     revision: str | None = None
     force: bool = False
 
@@ -111,6 +116,10 @@ class ExportConfig:
         expected = "18, 19 or 20" if self.quantize is None else f"{QUANTIZED_OPSET} with --quantize"
         if self.opset not in get_args(Opset) or (self.opset == QUANTIZED_OPSET) != (self.quantize is not None):
             raise ConfigError("--opset is outside what TensorRT's parsers take", got=self.opset, expected=expected)
+        if self.optimize not in (None, *get_args(Optimize)):
+            raise ConfigError(
+                "--optimize is a backend with a graph of its own", got=self.optimize, expected="onnxruntime"
+            )
 
     @property
     def quantization(self) -> Quantization | None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from ptp.export.attention import GROUPED, attending
 from ptp.export.language import additive_mask, attention_windows
 
 
@@ -60,15 +61,22 @@ class DecoderGraph(nn.Module):
         """
         cache = DynamicCache()
         cache.layers = [_filled(*past_key_values[2 * layer : 2 * layer + 2]) for layer in range(self.num_layers)]
-        hidden = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=self._mask(inputs_embeds, attention_mask),
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        logits = self.lm_head(hidden[:, -1:]).float()
+        with attending(self.language_model, GROUPED):
+            hidden = self.language_model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=self._mask(inputs_embeds, attention_mask),
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
         present = [x for layer in cache.layers for x in (layer.keys, layer.values)]
+        return self._returned(hidden, attention_mask, position_ids, present)
+
+    def _returned(
+        self, hidden: Tensor, attention_mask: Tensor, position_ids: Tensor, present: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Return the graph's outputs for the last layer's rows (B, S, H) and the cache with the new tokens."""
+        logits = self.lm_head(hidden[:, -1:]).float()
         mask = torch.cat([attention_mask, torch.ones_like(attention_mask[:, :1])], dim=1)
         return (logits, likeliest(logits), mask, position_ids[:, -1:] + 1, *present)
 

@@ -28,6 +28,8 @@ from ptp.engines.targets import TARGETS
 from ptp.export.checkpoint import Checkpoint, find_weights, load_model, make_skeleton, open_checkpoint
 from ptp.export.config import ExportConfig
 from ptp.export.decoder import DecoderGraph, EmbedGraph
+from ptp.export.fused_decoder import FusedDecoderGraph
+from ptp.export.gates.decoders import check_fused_decoder
 from ptp.export.gates.drift import measure_drift
 from ptp.export.gates.parity import ImageParity, check_parity
 from ptp.export.gates.vectors import record_vectors
@@ -100,6 +102,16 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
         write = partial(write_graph, plan, skeleton, stage, say, clock)
         embed = write(EmbedGraph(skeleton.model), plan.embed_io, "embed_tokens")
         decoder = write(DecoderGraph(skeleton.model), plan.decoder_io, "decoder_model_merged")
+        fused = None
+        if config.optimize:
+            graph = FusedDecoderGraph(skeleton.model)
+            fused = write(
+                graph, plan.fused_decoder_io, "decoder_onnxruntime", stock=False, beside=stage / decoder.file
+            )
+            with clock("comparing the decoders"):
+                say("comparing the decoders", None, None)
+                paths = stage / fused.file, stage / decoder.file
+                check_fused_decoder(*paths, plan.language_model, config.precision)
         size = plan.tiling.tile_size
         model.config.image_grid_pinpoints = [[rows * size, columns * size] for rows, columns in plan.tiling.grids]
         if not (stage / VECTORS_NAME).exists():
@@ -135,7 +147,9 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
             tiling=plan.tiling,
             prompting=prompting,
             language_model=plan.language_model,
-            graphs=Graphs(vision_encoder=vision, embed_tokens=embed, decoder_model_merged=decoder),
+            graphs=Graphs(
+                vision_encoder=vision, embed_tokens=embed, decoder_model_merged=decoder, decoder_onnxruntime=fused
+            ),
             files=file_entries(stage),
             parity=parity,
             vectors=VECTORS_NAME,
@@ -205,6 +219,7 @@ def write_graph(
     name: str,
     *,
     static: bool = False,
+    stock: bool = True,
     beside: Path | None = None,
 ) -> GraphSpec:
     """Trace, lint and write one graph, if that is not done yet.
@@ -219,6 +234,7 @@ def write_graph(
         io: its inputs and outputs.
         name: of the file, without its ending.
         static: whether no dimension may be open.
+        stock: whether it is in ONNX's own operators, and linted.
         beside: another graph's file, whose weights are referred to and not written again.
     """
     spec = GraphSpec(file=f"onnx/{name}{_suffix(name, plan.config)}.onnx", inputs=io.inputs, outputs=io.outputs)
@@ -229,7 +245,8 @@ def write_graph(
         model = trace(module, io, opset=plan.config.opset, initializers=skeleton.initializers(module))
         if plan.config.quantization:
             QuantizeWeights(plan.config.quantization)(model)
-        lint(model, name, static=static)
+        if stock:
+            lint(model, name, static=static)
     say(f"writing {name}", None, None)
     with clock("writing"):
         if beside is not None:
@@ -239,7 +256,7 @@ def write_graph(
 
 
 def _suffix(name: str, config: ExportConfig) -> str:
-    if config.quantize and name == "decoder_model_merged":
+    if config.quantize and name.startswith("decoder"):
         return DECODER_SUFFIX[config.precision, config.quantize]
     return SUFFIX[config.precision]
 

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from ptp.bundle.manifest import Alpha, KeepRange, LanguageModel, Pruning, Quantization, Tiling
 from ptp.errors import ConfigError
+from ptp.export.attention import HEAD_DIM_MULTIPLE
 from ptp.export.checkpoint import Checkpoint
 from ptp.export.config import DEFAULT_ALPHA, REGION_TEMPERATURE, ExportConfig
-from ptp.export.specs import GraphIO, decoder_io, embed_io, vision_io
+from ptp.export.specs import GraphIO, decoder_io, embed_io, fused_decoder_io, vision_io
 from ptp.ptp_graph.schedule import Schedule
 
 
@@ -91,13 +92,18 @@ class Plan:
         """Contract of the decoder graph."""
         return decoder_io(self.language_model, self.config.precision)
 
+    @property
+    def fused_decoder_io(self) -> GraphIO:
+        """Contract of the decoder graph for ONNX Runtime alone."""
+        return fused_decoder_io(self.language_model, self.config.precision)
+
 
 def make_plan(config: ExportConfig, checkpoint: Checkpoint) -> Plan:
     """Decide what to export.
 
     Raises:
-        ConfigError: the grid is not the checkpoint's, the budgets cannot be exported, or the language model has no
-            second block to look at the question with.
+        ConfigError: the grid is not the checkpoint's, the budgets cannot be exported, the language model has no
+            second block to look at the question with, or its attention is not one that `optimize` can express.
         CheckpointError: the checkpoint's tiles are not ones that the family's export covers.
     """
     tiling = checkpoint.tiling
@@ -117,6 +123,14 @@ def make_plan(config: ExportConfig, checkpoint: Checkpoint) -> Plan:
         )
     if config.quantization:
         _check_blocks(config.quantization, checkpoint)
+    head_dim = checkpoint.language_model.head_dim
+    if config.optimize == "onnxruntime" and head_dim % HEAD_DIM_MULTIPLE:
+        raise ConfigError(
+            "--optimize onnxruntime: ONNX Runtime's fused attention does not take this model's heads",
+            got=f"heads of {head_dim}",
+            expected=f"a multiple of {HEAD_DIM_MULTIPLE}",
+            do="leave --optimize out",
+        )
     schedule = Schedule(
         keep=config.keep,
         keep_range=config.keep_range,

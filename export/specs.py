@@ -1,4 +1,4 @@
-"""Inputs and outputs of the three graphs: names, types, shapes. Tracer, lint, gates and manifest all read them here.
+"""Inputs and outputs of the graphs: names, types, shapes. Tracer, lint, gates and manifest all read them here.
 
 The names are those that transformers.js, optimum and ONNX Runtime GenAI use, so that other loaders find them.
 """
@@ -79,27 +79,36 @@ def embed_io(model: LanguageModel, precision: Precision) -> GraphIO:
 
 def decoder_io(model: LanguageModel, precision: Precision) -> GraphIO:
     """Return the contract of `decoder_model_merged.onnx`."""
+    return _decoder_io(model, precision, "batch_size", past="past_sequence_length", present="total_sequence_length")
+
+
+def fused_decoder_io(model: LanguageModel, precision: Precision) -> GraphIO:
+    """Return the contract of `decoder_onnxruntime.onnx`: one sequence, a cache of a length of its own."""
+    return _decoder_io(model, precision, 1, past="cache_length", present="cache_length")
+
+
+def _decoder_io(model: LanguageModel, precision: Precision, batch: int | str, *, past: str, present: str) -> GraphIO:
     floats = FLOAT[precision]
 
     def cache(prefix: str, length: str) -> list[TensorSpec]:
         return [
-            _tensor(f"{prefix}.{layer}.{part}", floats, "batch_size", model.num_kv_heads, length, model.head_dim)
+            _tensor(f"{prefix}.{layer}.{part}", floats, batch, model.num_kv_heads, length, model.head_dim)
             for layer in range(model.num_layers)
             for part in ("key", "value")
         ]
 
     return GraphIO(
         inputs=(
-            _tensor("inputs_embeds", floats, "batch_size", "sequence_length", model.hidden_size),
-            _tensor("attention_mask", "int64", "batch_size", "total_sequence_length"),
-            _tensor("position_ids", "int64", "batch_size", "sequence_length"),
-            *cache("past_key_values", "past_sequence_length"),
+            _tensor("inputs_embeds", floats, batch, "sequence_length", model.hidden_size),
+            _tensor("attention_mask", "int64", batch, "total_sequence_length"),
+            _tensor("position_ids", "int64", batch, "sequence_length"),
+            *cache("past_key_values", past),
         ),
         outputs=(
-            _tensor("logits", "float32", "batch_size", 1, model.vocab_size),
-            _tensor("next_tokens", "int64", "batch_size", 1),
-            _tensor("next_attention_mask", "int64", "batch_size", "next_sequence_length"),
-            _tensor("next_position_ids", "int64", "batch_size", 1),
-            *cache("present", "total_sequence_length"),
+            _tensor("logits", "float32", batch, 1, model.vocab_size),
+            _tensor("next_tokens", "int64", batch, 1),
+            _tensor("next_attention_mask", "int64", batch, "next_sequence_length"),
+            _tensor("next_position_ids", "int64", batch, 1),
+            *cache("present", present),
         ),
     )

@@ -25,7 +25,13 @@ SMALLEST_WEIGHT = 256
 """Bytes from which a constant may stand outside: runtimes read shapes from the file itself."""
 
 # Example sizes of dynamic dimensions: above 1, since torch.export makes constants of 0 and 1, and all different.
-EXAMPLE = {"batch_size": 2, "sequence_length": 3, "past_sequence_length": 5, "total_sequence_length": 8}
+EXAMPLE = {
+    "batch_size": 2,
+    "sequence_length": 3,
+    "past_sequence_length": 5,
+    "total_sequence_length": 8,
+    "cache_length": 11,
+}
 
 
 def trace(

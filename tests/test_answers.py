@@ -1,17 +1,23 @@
 """Answers of the runtime against transformers, token for token."""
 
+import shutil
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from fused import add_fused_decoder
 from PIL import Image
 
 from ptp import Pipeline
+from ptp.bundle import Bundle, open_bundle
 from ptp.demo import CHECKPOINT
 from ptp.export.checkpoint import find_weights, load_model, open_checkpoint
 from ptp.export.config import ExportConfig
 from ptp.export.pipeline import export
+from ptp.runtime.backends import onnxruntime_cache
+from ptp.runtime.backends.registry import graph_loader
+from ptp.runtime.decoding import Decoder
 
 QUESTIONS = {
     "cat": "What is in the picture?",
@@ -20,6 +26,12 @@ QUESTIONS = {
     "coffee": "?",
 }
 TOKENS = 32
+
+
+def without_fused(bundle):
+    """Return the bundle as other runtimes read it."""
+    graphs = bundle.manifest.graphs.model_copy(update={"decoder_onnxruntime": None})
+    return Bundle(folder=bundle.folder, manifest=bundle.manifest.model_copy(update={"graphs": graphs}))
 
 
 def generate(checkpoint, image, question, *, stop=True):
@@ -50,7 +62,7 @@ def test_the_demo_at_keep_one_answers_as_transformers_does(full_bundle, photos, 
 
 @pytest.fixture(scope="module")
 def unpruned(tiny_checkpoint, tmp_path_factory):
-    """Pipelines over tiny random checkpoints at keep 1, whose answers do not end by themselves."""
+    """Pipelines over tiny random checkpoints at keep 1, whose answers do not end by themselves: fused, portable."""
     made = {}
 
     def get(language_model):
@@ -63,9 +75,10 @@ def unpruned(tiny_checkpoint, tmp_path_factory):
                     keep=Fraction(1),
                     instruction="none",
                     max_prompt=128,
+                    optimize="onnxruntime",
                 )
             )
-            made[language_model] = Pipeline.load(out)
+            made[language_model] = Pipeline.load(out), Pipeline(without_fused(open_bundle(out)), graph_loader())
         return made[language_model]
 
     return get
@@ -75,8 +88,9 @@ def unpruned(tiny_checkpoint, tmp_path_factory):
 def test_every_language_model_answers_as_transformers_does(unpruned, tiny_checkpoint, photos, language_model):
     for photo, question in QUESTIONS.items():
         expected = generate(tiny_checkpoint(language_model), Image.open(photos[photo]), question)
-        answer = unpruned(language_model).generate(photos[photo], question, max_new_tokens=TOKENS)
-        assert list(answer.token_ids) == expected
+        for pipeline in unpruned(language_model):
+            answer = pipeline.generate(photos[photo], question, max_new_tokens=TOKENS)
+            assert list(answer.token_ids) == expected
         assert len(set(expected)) > 3, "an answer that shows nothing"
 
 
@@ -129,3 +143,47 @@ def test_a_pruned_answer_is_transformers_language_model_on_the_kept_rows(tmp_pat
     answer = pipeline.generate(photos["cat"], question, max_new_tokens=TOKENS)
     assert list(answer.token_ids) == expected
     assert np.array_equal(visual.positions, np.unique(visual.positions))
+
+
+def test_the_fused_decoder_continues_as_transformers_does(demo_bundle, tmp_path, monkeypatch):
+    """Rows at positions with gaps, further than a buffer has room for; the portable decoder beside it."""
+    monkeypatch.setattr(onnxruntime_cache, "MIN_ROOM", 3)
+    model = load_weights(open_checkpoint("demo", None, weights=True), "fp32")
+    folder = shutil.copytree(demo_bundle, tmp_path / "bundle")
+    add_fused_decoder(folder, "demo")
+    bundle = open_bundle(folder)
+    table = model.get_input_embeddings().weight.detach()
+    answers = set()
+    for seed in range(3):
+        random = np.random.default_rng(seed)
+        ids = random.integers(3, len(table), 20)
+        positions = np.sort(random.choice(120, 20, replace=False))
+        with torch.inference_mode():
+            expected = continue_greedily(model, torch.from_numpy(ids), torch.from_numpy(positions), 24)
+        for one in (bundle, without_fused(bundle)):
+            load = graph_loader(threads=1)
+            decoder = Decoder(one, load, load(one, one.manifest.graphs.embed_tokens))
+            decoding, found = decoder.begin(), []
+            prediction = decoding.prefill(table[ids].numpy(), positions)
+            while len(found) < len(expected):
+                found.append(prediction.token)
+                prediction = decoding.append(prediction.tokens)
+            assert found == expected
+        answers.add(tuple(expected))
+    assert len(answers) == 3
+
+
+def continue_greedily(model, ids, positions, count):
+    """Return transformers' tokens after a prompt, every step computed from the beginning."""
+    tokens = []
+    for _ in range(count):
+        embeds = model.get_input_embeddings()(torch.cat([ids, torch.tensor(tokens, dtype=ids.dtype)]))
+        places = torch.cat([positions, positions[-1:] + 1 + torch.arange(len(tokens))])
+        hidden = model.model.language_model(
+            inputs_embeds=embeds[None],
+            # without a mask, transformers takes a gap in the positions for the beginning of another text
+            attention_mask=torch.ones(1, len(embeds), dtype=torch.int64),
+            position_ids=places[None],
+        ).last_hidden_state
+        tokens.append(int(model.lm_head(hidden)[0, -1].argmax()))
+    return tokens

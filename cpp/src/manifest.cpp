@@ -195,6 +195,7 @@ Manifest read_manifest(const Json& data) {
     manifest.vision_encoder = read_graph(graphs.object("vision_encoder"));
     manifest.embed_tokens = read_graph(graphs.object("embed_tokens"));
     manifest.decoder = read_graph(graphs.object("decoder_model_merged"));
+    graphs.skip("decoder_onnxruntime");  // the same decoder, with a cache that Python's runtime alone manages
     graphs.done();
     manifest.files = read_files(fields.at("files"));
     fields.done();

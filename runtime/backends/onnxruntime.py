@@ -1,6 +1,6 @@
 """ONNX Runtime: on the CPU, or on a GPU through its CUDA and TensorRT execution providers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -9,9 +9,11 @@ import numpy as np
 import onnxruntime as ort
 
 from ptp.bundle import Bundle
+from ptp.bundle.contract import becomes
 from ptp.bundle.manifest import Dtype, GraphSpec, TensorSpec
 from ptp.errors import BackendError, ConfigError
 from ptp.runtime.backends.base import Array, DeviceTensor, LoadGraph, Shape, refuse_difference
+from ptp.runtime.backends.onnxruntime_cache import CacheTensor, room_for
 from ptp.tolerances import EXACT_PRODUCTS
 
 PROVIDERS = {
@@ -80,17 +82,60 @@ class OnnxRuntimeGraph:
 
     def run(self, feeds: Mapping[str, Array | DeviceTensor]) -> dict[str, DeviceTensor]:
         """See `Graph.run`."""
+        return self._run(feeds, {})
+
+    def _run(self, feeds: Mapping[str, Any], places: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the graph; outputs that `places` names are written there, to an `OrtValue`."""
         try:
             binding = self._session.io_binding()
-            for name, value in feeds.items():
-                binding.bind_ortvalue_input(name, _to_ort_value(value))
+            inputs = {name: _to_ort_value(value) for name, value in feeds.items()}  # a binding keeps no array alive
+            for name, value in inputs.items():
+                binding.bind_ortvalue_input(name, value)
             for output in self.outputs:
-                binding.bind_output(output.name, self._device)
+                if output.name in places:
+                    binding.bind_ortvalue_output(output.name, places[output.name])
+                else:
+                    binding.bind_output(output.name, self._device)
             self._session.run_with_iobinding(binding)
             values = binding.get_outputs()
         except Exception as error:  # as above
             raise BackendError("ONNX Runtime failed", got=error) from error
         return {output.name: value for output, value in zip(self.outputs, values, strict=True)}
+
+
+class InPlaceDecoder(OnnxRuntimeGraph):
+    """A decoder that writes new keys and values into the buffers that hold the past (implements `Graph` on the CPU).
+
+    To its user it is the decoder whose cache grows by concatenation: past goes in, past and new rows come out, and what
+    came out never changes. The arguments are those of `OnnxRuntimeGraph`.
+    """
+
+    def run(self, feeds: Mapping[str, Array | DeviceTensor]) -> dict[str, DeviceTensor]:
+        """See `Graph.run`."""
+        past = {name: value for name, value in feeds.items() if name.startswith("past_key_values.")}
+        total = self._total(feeds, past)
+        cache = room_for(past, total)
+        pairs = {output.name: becomes(output.name) for output in self.outputs if becomes(output.name) in past}
+        places = {output: cache.values[name] for output, name in pairs.items()}
+        outputs = self._run({**feeds, **cache.values}, places)
+        return outputs | {output: CacheTensor(cache=cache, name=name, length=total) for output, name in pairs.items()}
+
+    def _total(self, feeds: Mapping[str, Any], past: Mapping[str, Any]) -> int:
+        """Return the rows of the cache after the run, which must be as many as the mask says: the graph goes by it."""
+        try:
+            total, new = (_shape(feeds[name])[1] for name in ("attention_mask", "inputs_embeds"))
+            lengths = {_shape(value)[2] for value in past.values()}
+        except (KeyError, IndexError) as error:
+            raise BackendError(
+                "ONNX Runtime failed", got="attention_mask, inputs_embeds or the past is missing or of another rank"
+            ) from error
+        if lengths != {total - new} or new < 1:
+            raise BackendError(
+                "ONNX Runtime failed",
+                got=f"attention_mask of {total} tokens, inputs_embeds of {new}, past of {sorted(lengths)}",
+                expected="as many in the mask as in the other two together",
+            )
+        return total
 
 
 def loader(provider: str, *, threads: int | None) -> LoadGraph:
@@ -104,7 +149,11 @@ def loader(provider: str, *, threads: int | None) -> LoadGraph:
 
     def load(bundle: Bundle, spec: GraphSpec) -> OnnxRuntimeGraph:
         # looking rows up needs no threads, and those of the embedding would spin while the decoder computes
-        own = 1 if spec == bundle.manifest.graphs.embed_tokens else threads
+        graphs = bundle.manifest.graphs
+        own = 1 if spec == graphs.embed_tokens else threads
+        fused = graphs.decoder_onnxruntime
+        if provider == "cpu" and fused is not None and spec == graphs.decoder_model_merged:
+            return InPlaceDecoder(bundle.path(fused.file), fused, threads=threads)
         return OnnxRuntimeGraph(bundle.path(spec.file), spec, provider=provider, threads=own)
 
     return load
@@ -148,6 +197,11 @@ def available_provider(provider: str) -> str:
 def _to_ort_value(value: Array | DeviceTensor) -> Any:
     # a value that ONNX Runtime returned goes back in as it is, without a copy
     return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+
+
+def _shape(value: Any) -> Sequence[int]:
+    shape: Sequence[int] = value.shape() if isinstance(value, ort.OrtValue) else value.shape
+    return shape
 
 
 def _spec(node: Any) -> TensorSpec:

@@ -129,6 +129,7 @@ HOSTILE = {
     "prompt": lambda d: d["prompting"].update(max_prompt=63),
     "scalar cache": lambda d: decoder(d)["inputs"][3].update(shape=[]),
     "heads of the cache": lambda d: decoder(d)["outputs"][1].update(shape=["b", 9, "t", 32]),
+    "a fused decoder of many sequences": lambda d: d["graphs"].update(decoder_onnxruntime=decoder(d)),
     "hidden size of the decoder": lambda d: decoder(d)["inputs"][0].update(shape=["b", "s", 64]),
     "hidden size of the embedding": lambda d: d["graphs"]["embed_tokens"]["outputs"][0].update(shape=["b", "s", 64]),
     "batch": lambda d: d["graphs"]["vision_encoder"]["inputs"][1].update(shape=[7, 2]),

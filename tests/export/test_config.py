@@ -47,6 +47,7 @@ def test_a_grid_is_rows_by_columns():
         ("alpha", "much"),
         ("max_prompt", 0),
         ("opset", 17),
+        ("optimize", "openvino"),
         ("batch", 0),
         ("batch", 65),
     ],

@@ -41,10 +41,19 @@ OUTPUTS = (
 
 @pytest.fixture(scope="module")
 def attention_fp16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo checkpoint in FP16 with the attention instruction."""
+    """The demo checkpoint in FP16 with the attention instruction, and a decoder for ONNX Runtime alone."""
     folder = tmp_path_factory.mktemp("fp16")
     model = shutil.copytree(CHECKPOINT, folder / "checkpoint", ignore=shutil.ignore_patterns("evaluation"))
-    export(ExportConfig(model=str(model), out=folder / "out", keep=Fraction("0.25"), precision="fp16", max_prompt=64))
+    export(
+        ExportConfig(
+            model=str(model),
+            out=folder / "out",
+            keep=Fraction("0.25"),
+            precision="fp16",
+            max_prompt=64,
+            optimize="onnxruntime",
+        )
+    )
     return folder / "out"
 
 

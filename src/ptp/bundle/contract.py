@@ -4,7 +4,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ptp.bundle.manifest import GraphSpec, Manifest
+    from ptp.bundle.manifest import GraphSpec, LanguageModel, Manifest
 
 Shape = tuple[int | str, ...]
 
@@ -32,26 +32,32 @@ def disagreements(manifest: "Manifest") -> list[str]:
     ]
     problems += [] if manifest.vectors in manifest.files else [f"vectors {manifest.vectors!r} is not among the files"]
     problems += [problem for graph in graphs.all for problem in _doubles(graph)]
-    cache = (ANY, text.num_kv_heads, ANY, text.head_dim)
     problems += _vision_names(manifest) + _misfits(graphs.vision_encoder, _vision_shapes(manifest))
     embeds: dict[str, Shape] = {"input_ids": (ANY, ANY), "inputs_embeds": (ANY, ANY, text.hidden_size)}
     problems += _misfits(graphs.embed_tokens, embeds)
-    decoder: dict[str, Shape] = {
-        "inputs_embeds": (ANY, ANY, text.hidden_size),
-        "attention_mask": (ANY, ANY),
-        "position_ids": (ANY, ANY),
-        "logits": (ANY, 1, text.vocab_size),
-        "next_tokens": (ANY, 1),
-        "next_attention_mask": (ANY, ANY),
-        "next_position_ids": (ANY, 1),
+    for spec, batch in ((graphs.decoder_model_merged, ANY), (graphs.decoder_onnxruntime, 1)):
+        if spec is not None:
+            problems += _decoder_misfits(spec, batch, text) + _broken_loops(graphs.embed_tokens, spec)
+    return problems
+
+
+def _decoder_misfits(spec: "GraphSpec", batch: int | str, text: "LanguageModel") -> list[str]:
+    expected: dict[str, Shape] = {
+        "inputs_embeds": (batch, ANY, text.hidden_size),
+        "attention_mask": (batch, ANY),
+        "position_ids": (batch, ANY),
+        "logits": (batch, 1, text.vocab_size),
+        "next_tokens": (batch, 1),
+        "next_attention_mask": (batch, ANY),
+        "next_position_ids": (batch, 1),
     }
-    spec = graphs.decoder_model_merged
+    problems = []
     for prefix, tensors in (("past_key_values.", spec.inputs), ("present.", spec.outputs)):
         names = [x.name for x in tensors if x.name.startswith(prefix)]
         if len(names) != 2 * text.num_layers:
             problems.append(f"{len(names)} tensors {prefix}* for {text.num_layers} layers")
-        decoder |= dict.fromkeys(names, cache)
-    return problems + _misfits(spec, decoder) + _broken_loops(graphs.embed_tokens, spec)
+        expected |= dict.fromkeys(names, (batch, text.num_kv_heads, ANY, text.head_dim))
+    return problems + _misfits(spec, expected)
 
 
 def _broken_loops(embed: "GraphSpec", decoder: "GraphSpec") -> list[str]:

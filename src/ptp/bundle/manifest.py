@@ -247,16 +247,23 @@ class LanguageModel(Model):
 
 
 class Graphs(Model):
-    """The three graphs, under the names that transformers.js and optimum look for."""
+    """The three graphs, under the names that transformers.js and optimum look for, and a decoder beside them.
+
+    Attributes:
+        decoder_onnxruntime: the same decoder for ONNX Runtime alone, in its own operators; None where the export did
+            not ask for it.
+    """
 
     vision_encoder: GraphSpec
     embed_tokens: GraphSpec
     decoder_model_merged: GraphSpec
+    decoder_onnxruntime: GraphSpec | None = Field(default=None, exclude_if=lambda spec: spec is None)
 
     @property
     def all(self) -> tuple[GraphSpec, ...]:
-        """The graphs in the order they run."""
-        return self.vision_encoder, self.embed_tokens, self.decoder_model_merged
+        """The graphs in the order they run; one that may run instead of another comes last."""
+        specs = self.vision_encoder, self.embed_tokens, self.decoder_model_merged, self.decoder_onnxruntime
+        return tuple(spec for spec in specs if spec is not None)
 
 
 class Drift(Model):

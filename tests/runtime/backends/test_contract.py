@@ -12,6 +12,7 @@ from typing import Any
 import fake_engine
 import numpy as np
 import pytest
+from fused import add_fused_decoder
 
 from ptp import Pipeline
 from ptp.bundle import Bundle, open_bundle
@@ -24,6 +25,7 @@ from ptp.tolerances import FEATURES, SCORES, row_difference, value_difference
 
 BACKENDS = [
     "onnxruntime",
+    "fused onnxruntime",
     "openvino",
     "fake tensorrt-rtx",
     "fake tensorrt",
@@ -39,6 +41,14 @@ def bundle_folder(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = Path(shutil.copytree(demo_bundle, tmp_path_factory.mktemp("engines") / "demo"))
     fake_engine.write_engines(folder, "tensorrt-rtx", "sm86")
     fake_engine.write_engines(folder, "tensorrt", "orin-nano")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fused_folder(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the demo bundle, with the decoder for ONNX Runtime alone."""
+    folder = Path(shutil.copytree(demo_bundle, tmp_path_factory.mktemp("fused") / "demo"))
+    add_fused_decoder(folder, str(CHECKPOINT))
     return folder
 
 
@@ -67,6 +77,8 @@ def backend(request: pytest.FixtureRequest, bundle_folder: Path) -> Iterator[tup
             name = name.removeprefix("fake ")
             fake_engine.install(patch, name)  # type: ignore[arg-type]
             yield bundle_folder, name
+        elif name.startswith("fused "):
+            yield request.getfixturevalue("fused_folder"), name.removeprefix("fused ")
         elif name.startswith("tensorrt"):
             yield request.getfixturevalue("real_engines")(name), name
         else:
