@@ -104,14 +104,13 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
         decoder = write(DecoderGraph(skeleton.model), plan.decoder_io, "decoder_model_merged")
         fused = None
         if config.optimize:
-            graph = FusedDecoderGraph(skeleton.model)
+            module = FusedDecoderGraph(skeleton.model)
             fused = write(
-                graph, plan.fused_decoder_io, "decoder_onnxruntime", stock=False, beside=stage / decoder.file
+                module, plan.fused_decoder_io, "decoder_onnxruntime", stock=False, beside=stage / decoder.file
             )
+            say("comparing the decoders", None, None)
             with clock("comparing the decoders"):
-                say("comparing the decoders", None, None)
-                paths = stage / fused.file, stage / decoder.file
-                check_fused_decoder(*paths, plan.language_model, config.precision)
+                check_fused_decoder(stage / fused.file, stage / decoder.file, plan.language_model, config.precision)
         size = plan.tiling.tile_size
         model.config.image_grid_pinpoints = [[rows * size, columns * size] for rows, columns in plan.tiling.grids]
         if not (stage / VECTORS_NAME).exists():

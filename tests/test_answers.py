@@ -148,7 +148,8 @@ def test_a_pruned_answer_is_transformers_language_model_on_the_kept_rows(tmp_pat
 def test_the_fused_decoder_continues_as_transformers_does(demo_bundle, tmp_path, monkeypatch):
     """Rows at positions with gaps, further than a buffer has room for; the portable decoder beside it."""
     monkeypatch.setattr(onnxruntime_cache, "MIN_ROOM", 3)
-    model = load_weights(open_checkpoint("demo", None, weights=True), "fp32")
+    opened = open_checkpoint("demo", None, weights=True)
+    model = load_model(opened, find_weights(opened, "fp32"))
     folder = shutil.copytree(demo_bundle, tmp_path / "bundle")
     add_fused_decoder(folder, "demo")
     bundle = open_bundle(folder)
