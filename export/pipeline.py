@@ -110,7 +110,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
             )
             say("comparing the decoders", None, None)
             with clock("comparing the decoders"):
-                check_fused_decoder(stage / fused.file, stage / decoder.file, plan.language_model, config.precision)
+                check_fused_decoder(stage / fused.file, beside, plan.language_model, config.precision)
         size = plan.tiling.tile_size
         model.config.image_grid_pinpoints = [[rows * size, columns * size] for rows, columns in plan.tiling.grids]
         if not (stage / VECTORS_NAME).exists():

@@ -19,7 +19,7 @@ from ptp.bundle import open_bundle
 from ptp.bundle.hashes import sha256_of
 from ptp.bundle.manifest import Alpha, PositionPolicy, WeightType
 from ptp.export.checkpoint import SMALL_FILES, Checkpoint
-from ptp.export.config import DEFAULT_OPSET, QUANTIZED_OPSET, ExportConfig
+from ptp.export.config import DEFAULT_OPSET, QUANTIZED_OPSET, ExportConfig, Optimize
 from ptp.export.pipeline import TOOLS, Progress, export
 from ptp.ptp_graph.schedule import TOPK_LIMIT, Schedule
 from ptp.results import weights_sha256
@@ -42,6 +42,7 @@ class Bundles:
         folder: where bundles stay.
         max_prompt: most text tokens of a prompt.
         quantize: type of the language model's matrices, FP32 if None.
+        optimize: backend that gets a decoder of its own.
         progress: told of every step of an export.
     """
 
@@ -54,6 +55,7 @@ class Bundles:
         folder: Path,
         max_prompt: int,
         quantize: WeightType | None = None,
+        optimize: Optimize | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._checkpoint = checkpoint
@@ -62,6 +64,7 @@ class Bundles:
         self._folder = folder
         self._max_prompt = max_prompt
         self._quantize = quantize
+        self._optimize = optimize
         self._progress = progress
 
     def get(self, options: PtpOptions) -> Path:
@@ -90,6 +93,7 @@ class Bundles:
             newline=options.newline,
             max_prompt=self._max_prompt,
             quantize=self._quantize,
+            optimize=self._optimize,
             opset=QUANTIZED_OPSET if self._quantize else DEFAULT_OPSET,
         )
         facts = [self._made_from, *(str(value) for name, value in vars(config).items() if name not in ("model", "out"))]

@@ -128,7 +128,15 @@ def _export(checkpoint: str, instruction: Instruction, folder: Path, step: "Step
             do='pip install "ptp-export[export]", or name bundles',
         ) from error
     opened = open_checkpoint(checkpoint, None, weights=True)
-    found = Bundles(opened, model=checkpoint, revision=None, folder=folder, max_prompt=MAX_PROMPT, progress=step)
+    found = Bundles(
+        opened,
+        model=checkpoint,
+        revision=None,
+        folder=folder,
+        max_prompt=MAX_PROMPT,
+        optimize="onnxruntime",
+        progress=step,
+    )
     return opened.folder, found.get(PtpOptions(instruction=instruction))
 
 
