@@ -104,10 +104,8 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
         decoder = write(DecoderGraph(skeleton.model), plan.decoder_io, "decoder_model_merged")
         fused = None
         if config.optimize:
-            module = FusedDecoderGraph(skeleton.model)
-            fused = write(
-                module, plan.fused_decoder_io, "decoder_onnxruntime", stock=False, beside=stage / decoder.file
-            )
+            module, beside = FusedDecoderGraph(skeleton.model), stage / decoder.file
+            fused = write(module, plan.fused_decoder_io, "decoder_onnxruntime", stock=False, beside=beside)
             say("comparing the decoders", None, None)
             with clock("comparing the decoders"):
                 check_fused_decoder(stage / fused.file, beside, plan.language_model, config.precision)
