@@ -152,7 +152,7 @@ def fill(model: Any, weights: Weights) -> None:
     """Give an empty model its weights, in FP32 whatever they are rounded to: now, or each time one is used.
 
     Args:
-        model: from `empty_model`; its modules must be called, and not their parameters read, but for the newline.
+        model: from `empty_model`; its modules are called, and no parameters of a module without others are read.
         weights: the result of `find_weights`.
     """
     if not weights.stay_on_disk:
@@ -161,9 +161,14 @@ def fill(model: Any, weights: Weights) -> None:
             model.tie_weights()
         return
     cpu_offload(model, torch.device("cpu"), state_dict=weights)
-    # packing reads this one outside of any module's call
-    remove_hook_from_module(model.model)
-    model.model.image_newline = nn.Parameter(weights["model.image_newline"].float(), requires_grad=False)
+    # parameters beside other modules, such as the newline: small, and read outside of their own module's call
+    for path, module in model.named_modules():
+        own = [name for name, _ in module.named_parameters(recurse=False)]
+        if own and any(module.children()):
+            remove_hook_from_module(module)
+            for name in own:
+                value = weights[f"{path}.{name}"].float()
+                setattr(module, name, nn.Parameter(value, requires_grad=False))
 
 
 @dataclass(frozen=True, kw_only=True)
