@@ -1,10 +1,11 @@
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from ptp.bundle.manifest import TensorSpec
 from ptp.export import to_onnx
-from ptp.export.passes import ApplyContract, HideProbes, ShareWeights, shared_bytes
+from ptp.export.passes import ApplyContract, HideProbes, ShareWeights, TransposeWeights, shared_bytes
 from ptp.export.to_onnx import save
 
 
@@ -64,6 +65,33 @@ def weighted(*weights):
         value.name, value.shape, value.type = f"y{number}", ir.Shape((64, 64)), ir.TensorType(ir.DataType.FLOAT)
     body = ir.Graph([x], [value], nodes=nodes, initializers=initializers, opset_imports={"": 20})
     return ir.Model(body, ir_version=10)
+
+
+def test_weights_are_transposed_where_they_are_used_in_no_other_way():
+    """`twice` is transposed by two nodes alike, `both` also used as it is; only the first may be stored transposed."""
+    values = {name: np.random.default_rng(seed).normal(size=(3, 3)) for seed, name in enumerate(("twice", "both"))}
+    model = ir.from_onnx_text(
+        """
+        <ir_version: 10, opset_import: ["": 20]>
+        transposing (double[3, 3] x) => (double[3, 3] y)
+        {
+            a = Transpose<perm = [1, 0]>(twice)
+            b = Transpose<perm = [1, 0]>(twice)
+            c = Transpose<perm = [1, 0]>(both)
+            xa = MatMul(x, a)
+            xab = MatMul(xa, b)
+            xabc = MatMul(xab, c)
+            y = MatMul(xabc, both)
+        }""",
+        initializers=[ir.tensor(value, name=name) for name, value in values.items()],
+    )
+    assert TransposeWeights()(model).modified
+    assert [node.op_type for node in model.graph].count("Transpose") == 1
+    x = np.arange(9.0).reshape(3, 3)
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
+    twice, both = values["twice"], values["both"]
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], x @ twice.T @ twice.T @ both.T @ both)
+    assert not TransposeWeights()(model).modified
 
 
 @pytest.fixture
