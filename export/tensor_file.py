@@ -6,8 +6,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-ALIGNMENT = 4096
-"""Where a tensor may start: at whole pages, so that it can be mapped."""
+ALIGNMENT = 64
+PAGE, LARGE = 4096, 1 << 20
+"""Large tensors start at whole pages, so that they can be mapped by themselves."""
 
 SYNC_BYTES = 1 << 30
 """Bytes after which what was written is certain to be on disk; a further attempt starts there."""
@@ -30,7 +31,8 @@ def write_tensors(
     """
     offsets, total = [], 0
     for tensor in tensors:
-        total = -(-total // ALIGNMENT) * ALIGNMENT
+        alignment = PAGE if tensor.nbytes >= LARGE else ALIGNMENT
+        total = -(-total // alignment) * alignment
         offsets.append(total)
         total += tensor.nbytes
     mark = path.with_name(f".{path.name}.synced")

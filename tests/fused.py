@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ptp.bundle.manifest import MANIFEST_NAME, GraphSpec, Manifest
 from ptp.bundle.writer import file_entry
-from ptp.export.checkpoint import load_weights, open_checkpoint
+from ptp.export.checkpoint import find_weights, make_skeleton, open_checkpoint
 from ptp.export.fused_decoder import FusedDecoderGraph
 from ptp.export.specs import fused_decoder_io
 from ptp.export.to_onnx import save, trace
@@ -20,9 +20,11 @@ def add_fused_decoder(folder: Path, checkpoint: str) -> None:
     manifest = Manifest.from_json((folder / MANIFEST_NAME).read_text())
     precision = manifest.model.precision
     io = fused_decoder_io(manifest.language_model, precision)
-    model = load_weights(open_checkpoint(checkpoint, None, weights=True), precision)
+    opened = open_checkpoint(checkpoint, None, weights=True)
+    skeleton = make_skeleton(opened, find_weights(opened, precision))
+    graph = FusedDecoderGraph(skeleton.model)
     path = folder / "onnx" / "decoder_onnxruntime.onnx"
-    save(trace(FusedDecoderGraph(model), io, opset=manifest.opset), path)
+    save(trace(graph, io, opset=manifest.opset, initializers=skeleton.initializers(graph)), path)
     spec = GraphSpec(file=f"onnx/{path.name}", inputs=io.inputs, outputs=io.outputs)
     changed = manifest.model_copy(
         update={
