@@ -125,9 +125,9 @@ def main() -> None:
         if options.compile:
             forms["compile"] = Transformers(model, "sdpa", compiled=True)
         compare(forms, options.layers)
+        columns = [measure(forms, options, int(context)) for context in options.contexts.split(",")]
         print(f"{options.layers} blocks, fp32, {options.threads or 'all'} threads; milliseconds, medians")
         print(f"| form | {' | '.join(f'{what} {n}' for n in options.contexts.split(',') for what in HEADINGS)} |")
-        columns = [measure(forms, options, int(context)) for context in options.contexts.split(",")]
         print("|---" * (1 + 2 * len(columns)) + "|")
         for name in forms:
             values = [f"{1e3 * value:.1f}" for column in columns for value in column[name]]

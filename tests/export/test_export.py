@@ -150,6 +150,14 @@ def test_a_language_model_of_one_block_cannot_be_asked(tmp_path):
         pipeline.export(config)
 
 
+def test_attention_that_onnxruntime_cannot_fuse_is_refused(tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", Geometry(heads=16))
+    config = ExportConfig(model=str(checkpoint), out=tmp_path / "out", keep=Fraction(1), optimize="onnxruntime")
+    with pytest.raises(ConfigError, match=r"got heads of 4; expected a multiple of 8; leave --optimize out"):
+        pipeline.export(config)
+    assert not config.out.exists()
+
+
 def test_a_batch_that_is_filled_up_checks_each_image_once_at_each_k(parts, tmp_path, monkeypatch):
     checkpoint, plan, model, _ = parts
     wide = replace(plan, config=replace(plan.config, batch=8, instruction="none"),

@@ -15,8 +15,9 @@ from transformers.models.qwen2 import Qwen2ForCausalLM
 
 from ptp.bundle.manifest import LanguageModel, TensorSpec
 from ptp.export.decoder import DecoderGraph, likeliest
+from ptp.export.fused_decoder import FusedDecoderGraph
 from ptp.export.language import EarlyBlocks
-from ptp.export.specs import GraphIO, decoder_io
+from ptp.export.specs import GraphIO, decoder_io, fused_decoder_io
 from ptp.export.to_onnx import save, trace
 from ptp.ptp_graph.packing import packed_slots
 from ptp.ptp_graph.reference import NEWLINE, packed_sequence
@@ -91,6 +92,41 @@ def test_prefill_and_decode_equal_transformers_beyond_a_sliding_window(name, tmp
         np.testing.assert_array_equal(tokens[:, 0], expected[:, end - 1].argmax(-1))
         np.testing.assert_array_equal(mask, np.ones((2, end + 1)))
         np.testing.assert_array_equal(positions, [[end], [end]])
+        past = dict(zip(past, present, strict=True))
+        start = end
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_the_fused_decoder_equals_transformers_beyond_a_sliding_window(name, tmp_path):
+    """A prompt, steps of one token and a step of several, with gaps in the positions."""
+    causal = make(name)
+    sizes = LanguageModel(
+        num_layers=3, num_kv_heads=2, head_dim=8, hidden_size=32, vocab_size=50, max_position_embeddings=2048
+    )
+    io = fused_decoder_io(sizes, "fp32")
+    save(trace(FusedDecoderGraph(AsLlava(causal)), io, opset=20), tmp_path / "decoder.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "decoder.onnx")
+    embeds, positions = torch.randn(1, 24, 32), np.arange(24) + np.arange(24) // 5 * 3
+    with torch.inference_mode():
+        expected = causal(
+            inputs_embeds=embeds,
+            # without a mask, transformers takes a gap in the positions for the beginning of another text
+            attention_mask=torch.ones(1, 24, dtype=torch.int64),
+            position_ids=torch.from_numpy(positions)[None],
+        ).logits.numpy()
+    past = {spec.name: np.full((1, 2, 30, 8), 7, np.float32) for spec in io.inputs[3:]}
+    start = 0
+    for end in (20, 21, 22, 24):
+        feeds = {
+            "inputs_embeds": embeds[:, start:end].numpy(),
+            "attention_mask": np.ones((1, end), np.int64),
+            "position_ids": positions[None, start:end],
+        }
+        logits, tokens, mask, following, *present = session.run(None, feeds | past)
+        np.testing.assert_allclose(logits[:, 0], expected[:, end - 1], atol=1e-4)
+        np.testing.assert_array_equal(tokens[:, 0], expected[:, end - 1].argmax(-1))
+        np.testing.assert_array_equal(mask, np.ones((1, end + 1)))
+        np.testing.assert_array_equal(following, [[positions[end - 1] + 1]])
         past = dict(zip(past, present, strict=True))
         start = end
 
