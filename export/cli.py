@@ -94,13 +94,8 @@ def export(
         checkpoint = open_checkpoint(config.model, config.revision, weights=False)
         _print_plan(console, make_plan(config, checkpoint), checkpoint)
         return
-    try:
-        with _progress() as progress:
-            bundle = run_export(config, progress)
-    except (KeyboardInterrupt, OSError):
-        for left in config.out.absolute().parent.glob(f".{config.out.name}.*.partial"):
-            console.print(f"{left} holds what was written; the same command goes on from there", markup=False)
-        raise
+    with _progress() as progress:
+        bundle = run_export(config, progress)
     manifest = bundle.manifest
     total = sum(entry.bytes for entry in manifest.files.values())
     console.print(f"[bold]{escape(str(bundle.folder))}[/bold]  {human_bytes(total)}")

@@ -6,6 +6,7 @@ TensorRT-RTX, a test changes the fake, and names its source.
 """
 
 import json
+from abc import ABC, abstractmethod
 from enum import Enum, IntEnum
 from typing import Any
 
@@ -20,14 +21,14 @@ def record(*call: Any) -> None:
     RECORD.append([x.name if isinstance(x, Enum) else list(x) if isinstance(x, tuple) else x for x in call])
 
 
-class ILogger:
+class ILogger(ABC):
     class Severity(Enum):
         INTERNAL_ERROR = 0
         ERROR = 1
         WARNING = 2
 
-    def log(self, severity: Severity, message: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def log(self, severity: Severity, message: str) -> None: ...
 
 
 class NetworkDefinitionCreationFlag(IntEnum):

@@ -149,14 +149,11 @@ def _pruners(bundles: list[Path], folder: Path) -> tuple[dict[Path, Path], dict[
         return {}, {"the pruner's share": 'cutting it out of the graph needs pip install "ptp-export[export]"'}
     from ptp.benchmarks.speed.pruner_graph import write_pruner
 
-    found, missing = {}, {}
+    found = {}
     for path, bundle in opened.items():
-        if bundle.manifest.pruning.instruction == "attention":
-            missing["the pruner's share"] = "not apart from the language model's block with --instruction attention"
-            continue
         found[path] = folder / _sha256(path / "ptp_config.json")[:16]
         write_pruner(bundle.path(bundle.manifest.graphs.vision_encoder.file), found[path])
-    return found, missing
+    return found, {}
 
 
 def _sha256(path: Path) -> str:

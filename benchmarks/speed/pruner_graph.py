@@ -17,7 +17,7 @@ from ptp.bundle.writer import staged
 from ptp.errors import BundleError
 
 PROJECTOR = "encoder.projector."
-"""How the names of the projector's weights begin. Folded ones have other names, but the biases keep theirs."""
+"""How the names of the projector's weights begin."""
 
 DTYPES: dict[ir.DataType | None, Dtype] = {
     ir.DataType.FLOAT: "float32",
@@ -62,7 +62,7 @@ def cut(graph: ir.Graph, name: str) -> None:
     """
     own = _encoder_and_projector(graph)
     if not own:
-        raise BundleError(f"{name} has no projector with a bias to cut at", expected=f"weights named {PROJECTOR}*")
+        raise BundleError(f"{name} has no projector to cut at", expected=f"matrices named {PROJECTOR}*")
     rest = [node for node in graph if node not in own]
     taken = dict.fromkeys(x for node in rest for x in node.inputs if x is not None and x.producer() in own)
     given = dict.fromkeys(x for node in own for x in node.inputs if x is not None and x.producer() in set(rest))
@@ -82,8 +82,8 @@ def _encoder_and_projector(graph: ir.Graph) -> set[ir.Node]:
     gathered and not what chooses.
     """
     chosen = _downstream(next(x for x in graph.inputs if x.name == "tile_grid"))
-    weights = [x for name, x in graph.initializers.items() if name.startswith(PROJECTOR)]
-    waiting = [use.node for weight in weights for use in weight.uses()]
+    own = {name: x for name, x in graph.initializers.items() if name.startswith(PROJECTOR)}
+    waiting = [use.node for name, x in own.items() if ".weight" in name for use in x.uses()]
     found: set[ir.Node] = set()
     while waiting:
         node = waiting.pop()
@@ -96,7 +96,9 @@ def _encoder_and_projector(graph: ir.Graph) -> set[ir.Node]:
             found.add(node)
         makers = [x.producer() for x in inputs if x is not None]
         waiting += [maker for maker in makers if maker is not None]
-    return found
+    # equal biases, such as zeros, are stored once: other layers may use the projector's
+    users = [use.node for x in own.values() for use in x.uses()]
+    return found | {node for node in users if any(x is not None and x.producer() in found for x in node.inputs)}
 
 
 def _downstream(value: ir.Value) -> set[ir.Value]:

@@ -10,6 +10,7 @@ from torch.nn.functional import log_softmax
 
 from ptp.bundle.manifest import Drift, PositionPolicy
 from ptp.bundle.vectors import Vector
+from ptp.export.gates.vectors import spliced_positions
 
 
 def measure_drift(vectors: Sequence[Vector], quantized: Any, original: Any, positions: PositionPolicy) -> Drift:
@@ -36,11 +37,9 @@ def measure_drift(vectors: Sequence[Vector], quantized: Any, original: Any, posi
 def _follow(model: Any, vector: Vector, positions: PositionPolicy) -> Tensor:
     """Return the log-probabilities (k, V) in float64 of the recorded tokens' places."""
     start, count = int(vector.prefix_length[0]), len(vector.tokens)
-    after = start + int(vector.packed_length[0])
     text = np.concatenate([vector.input_ids[start:], vector.tokens[:-1]])
-    places = [*range(start), *(start + vector.image_positions), *range(after, after + len(text))]
-    if positions == "compact":
-        places = list(range(len(places)))
+    kept, length = vector.image_positions.tolist(), int(vector.packed_length[0])
+    places = spliced_positions(start, kept, length, len(text), positions)
     with torch.inference_mode():
         embed = model.get_input_embeddings()
         rows = torch.cat(
@@ -54,7 +53,7 @@ def _follow(model: Any, vector: Vector, positions: PositionPolicy) -> Tensor:
             inputs_embeds=rows[None],
             # without a mask, transformers takes a gap in the positions for the beginning of another text
             attention_mask=torch.ones(1, len(rows), dtype=torch.int64),
-            position_ids=torch.tensor([[int(place) for place in places]]),
+            position_ids=torch.tensor([places]),
             use_cache=False,
         ).last_hidden_state
         return log_softmax(model.lm_head(hidden[0, -count:]).double(), dim=-1)

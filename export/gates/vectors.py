@@ -3,7 +3,7 @@
 Nothing of the exported graphs, of ONNX Runtime or of this project's runtime takes part.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain, zip_longest
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers.cache_utils import DynamicCache
 
 from ptp.anyres import Grid, choose_grid
-from ptp.bundle.manifest import Tiling
+from ptp.bundle.manifest import PositionPolicy, Tiling
 from ptp.bundle.vectors import MAX_TOKENS, Vector
 from ptp.errors import CheckpointError
 from ptp.export.checkpoint import Checkpoint
@@ -86,10 +86,7 @@ def _record(plan: Plan, checkpoint: Checkpoint, model: Any, size: Size, ids: lis
     features, text = (x.astype(_dtype(plan)) for x in (oracle.features[kept.positions], question.embeds))
     start, rest = question.prefix_length, len(ids) - question.prefix_length
     embeds = np.concatenate([text[:start], features, text[start:]]).astype(np.float32)
-    after = start + kept.packed_length
-    positions = [*range(start), *(start + x for x in kept.positions), *range(after, after + rest)]
-    if plan.config.positions == "compact":
-        positions = list(range(len(embeds)))
+    positions = spliced_positions(start, kept.positions, kept.packed_length, rest, plan.config.positions)
     logits, tokens, leads = _answer(model, embeds, positions)
     return Vector(
         tiles=process(image, checkpoint, plan.tiling, do_rescale=False, do_normalize=False).astype(np.uint8),
@@ -108,6 +105,24 @@ def _record(plan: Plan, checkpoint: Checkpoint, model: Any, size: Size, ids: lis
         tokens=np.array(tokens, np.int64),
         leads=np.array(leads, np.float32),
     )
+
+
+def spliced_positions(
+    prefix: int, kept: Sequence[int], packed_length: int, suffix: int, policy: PositionPolicy
+) -> list[int]:
+    """Return the positions of a prompt's prefix, the kept visual tokens and the text after them.
+
+    Args:
+        prefix: tokens before the image.
+        kept: positions of the kept tokens in the packed sequence.
+        packed_length: its length, unpruned.
+        suffix: tokens after the image.
+        policy: whether kept tokens keep their positions, or all are counted anew.
+    """
+    if policy == "compact":
+        return list(range(prefix + len(kept) + suffix))
+    after = prefix + packed_length
+    return [*range(prefix), *(prefix + x for x in kept), *range(after, after + suffix)]
 
 
 def _dtype(plan: Plan) -> np.dtype[Any]:

@@ -51,19 +51,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(args=None if arguments is None else list(arguments), prog_name="ptp")
     except PtpError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("interrupted", status=130)
+    except KeyboardInterrupt as error:
+        _fail(_noted("interrupted", error), status=130)
     except BrokenPipeError:  # an OSError, so before it
         # the reader of our output is gone: no more output, and no traceback at interpreter exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:  # a full disk, a folder that may not be written, …
-        _fail(str(PtpError(error.strerror or str(error), got=error.filename)))
+        _fail(_noted(str(PtpError(error.strerror or str(error), got=error.filename)), error))
 
 
 def export_main() -> None:
     """Run `ptp-export`."""
     main(["export", *sys.argv[1:]])
+
+
+def _noted(message: str, error: BaseException) -> str:
+    """Return a message with what was noted on the error's way, such as how to go on."""
+    return "; ".join([message, *getattr(error, "__notes__", ())])
 
 
 def _fail(message: str, status: int = 1) -> None:

@@ -9,9 +9,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from checkpoints import Geometry
 from safetensors.torch import load_file, save_file
 from transformers import LlavaNextForConditionalGeneration
 
+from ptp.benchmarks import random_checkpoint
 from ptp.bundle import open_bundle
 from ptp.errors import CheckpointError, ConfigError
 from ptp.export import pipeline, tensor_file, to_onnx, weights
@@ -76,6 +78,16 @@ def test_shards_are_found_and_a_missing_one_is_named(own_checkpoint):
         find_weights(opened(folder), "fp32")
 
 
+def test_a_checkpoint_that_is_written_piece_by_piece_has_every_tensor(tmp_path, monkeypatch):
+    monkeypatch.setattr(random_checkpoint, "SHARD_BYTES", 200_000)
+    folder = random_checkpoint.write_large_checkpoint(tmp_path, Geometry(language_model="mistral"), dtype=torch.float16)
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    expected = LlavaNextForConditionalGeneration.from_pretrained(folder, dtype=torch.float16).state_dict()
+    found = find_weights(opened(folder), "fp16")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
 def test_a_tied_head_is_read_from_the_embedding(own_checkpoint):
     folder = own_checkpoint("qwen2")
     config = json.loads((folder / "config.json").read_text())
@@ -120,9 +132,10 @@ def test_an_interrupted_export_goes_on_and_gives_the_same_bytes(tiny_checkpoint,
         return progress
 
     pipeline.export(config("whole"))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         pipeline.export(config("parts"), stop_in("writing decoder", 100_000))
     (left,) = tmp_path.glob(".parts.*.partial")
+    assert stopped.value.__notes__ == [f"{left} holds what was written, and the same command goes on from there"]
     assert not list(tmp_path.glob("*.lock"))
     (mark,) = (left / "onnx").glob(".*.synced")
     synced = int(mark.read_text())

@@ -74,8 +74,10 @@ def staged(folder: Path, *, force: bool, check: Check = check_destination, resum
             _replace(folder, stage, folder.parent / f".{folder.name}.{mark}.replaced")
         except PtpError:
             raise
-        except BaseException:  # an interruption, a full disk
-            keep = resume is not None
+        except BaseException as error:  # an interruption, a full disk
+            if resume is not None:
+                keep = True
+                error.add_note(f"{stage} holds what was written, and the same command goes on from there")
             raise
         finally:
             if not keep:
