@@ -27,7 +27,7 @@ KeepRange = tuple[Fraction, Fraction]
 """Smallest and largest fraction that may be asked for at run time."""
 
 DEFAULT_BLOCK_SIZE: BlockSize = 32
-"""128 saves a twelfth of an INT4 file, and the demo's divergence is then 2.8 times as large (docs/quantization.md)."""
+"""128 saves a twelfth of an INT4 file, with more error in the weights (docs/quantization.md)."""
 
 DEFAULT_ALPHA = 0.5
 """α of the paper."""

@@ -3,9 +3,9 @@
 Symmetric, in blocks along the input: weight[k, n] ≈ codes[k, n] · scales[k // block, n], zero point 0, scales positive.
 It is ten lines of numpy here, for these reasons. ONNX Runtime's kernel behind `matmul_nbits_quantizer`
 (`quantize_qdq_matmul_4bits`) gives scales of both signs, which not every parser of TensorRT takes, and there is none
-for INT8. Its vendored `quant_tensor` gives this form, in float64: a quarter of the speed, which counts where each value
-of a large model is quantised whenever it is read, and 3 % more error in blocks of 32. nvidia-modelopt's ONNX side pins
-onnx 1.21 and edits whole models. torchao's import loads libraries that fail with torch 2.13, and warns of it.
+for INT8. Its vendored `quant_tensor` gives this form, in float64, which is slow where each value of a large model is
+quantised whenever it is read. nvidia-modelopt's ONNX side pins onnx 1.21 and edits whole models. torchao's import loads
+libraries that fail with torch 2.13, and warns of it.
 
 Scales are rounded to bfloat16's 8 bits. A code of 4 bits times a scale is then exact in float16 and in float32, so that
 every runtime dequantises to the same bits; and what was dequantised is quantised to the same codes and scales again.
