@@ -38,6 +38,7 @@ from ptp.export.passes import QuantizeWeights, ShareWeights, shared_bytes
 from ptp.export.plan import Plan, make_plan
 from ptp.export.quantization import QuantizedWeights
 from ptp.export.specs import GraphIO
+from ptp.export.tile_by_tile import TileByTile
 from ptp.export.to_onnx import save, trace
 from ptp.export.vision import build_vision_graph
 from ptp.export.weights import Skeleton, Weights
@@ -123,8 +124,14 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
             write_vectors(stage / VECTORS_NAME, vectors)
         graph = build_vision_graph(plan, checkpoint, skeleton.model)
         vision = write(graph, plan.vision_io, "vision_encoder", static=True, beside=stage / decoder.file)
+        by_tile = None
+        if config.optimize:
+            graph = build_vision_graph(plan, checkpoint, skeleton.model, TileByTile)
+            beside = stage / vision.file
+            by_tile = write(graph, plan.vision_io, "vision_encoder_onnxruntime", stock=False, beside=beside)
         gc.collect()
-        check = _check_vision(plan, checkpoint, model, stage / vision.file, say, clock)
+        twin = stage / by_tile.file if by_tile else None
+        check = _check_vision(plan, checkpoint, model, stage / vision.file, twin, say, clock)
         del model
 
         parity = _parity(check, stage / DRIFT_NAME)
@@ -145,7 +152,11 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
             prompting=prompting,
             language_model=plan.language_model,
             graphs=Graphs(
-                vision_encoder=vision, embed_tokens=embed, decoder_model_merged=decoder, decoder_onnxruntime=fused
+                vision_encoder=vision,
+                embed_tokens=embed,
+                decoder_model_merged=decoder,
+                decoder_onnxruntime=fused,
+                vision_encoder_onnxruntime=by_tile,
             ),
             files=file_entries(stage),
             parity=parity,
@@ -190,13 +201,12 @@ def _identity(plan: Plan, weights: Weights) -> str | None:
 
 
 def _check_vision(
-    plan: Plan, checkpoint: Checkpoint, model: Any, path: Path, say: Progress, clock: Clock
+    plan: Plan, checkpoint: Checkpoint, model: Any, path: Path, twin: Path | None, say: Progress, clock: Clock
 ) -> VisionCheck:
-    """Put the written vision graph through its gates."""
+    """Put the written vision graph, and its twin for ONNX Runtime, through their gates."""
+    paths = [path] if twin is None else [path, twin]
     with clock("comparing with transformers"):
-        images = check_parity(
-            path, plan.vision_io, plan, checkpoint, model, lambda done, of: say("comparing with transformers", done, of)
-        )
+        images = check_parity(paths, plan, checkpoint, model, partial(say, "comparing with transformers"))
     build = None
     if tensorrt.is_installed("tensorrt-rtx"):
         say("building with TensorRT-RTX", None, None)

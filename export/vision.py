@@ -1,5 +1,6 @@
 """The vision graph: encoder, pruning and packing as one static module."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,11 +189,20 @@ class VisionGraph(nn.Module):
         return torch.where(selection.is_real[..., None], kept, torch.zeros((), dtype=kept.dtype))
 
 
-def build_vision_graph(plan: Plan, checkpoint: Checkpoint, model: Any) -> VisionGraph:
-    """Return the vision graph of a loaded model, or of one on the meta device."""
+def build_vision_graph(
+    plan: Plan, checkpoint: Checkpoint, model: Any, wrap: Callable[[TileEncoder], TileEncoder] = lambda encoder: encoder
+) -> VisionGraph:
+    """Return the vision graph of a loaded model, or of one on the meta device.
+
+    Args:
+        plan: the static sizes and options.
+        checkpoint: for its adapter.
+        model: transformers' model.
+        wrap: makes another encoder of the family's, that computes the same.
+    """
     adapter, instruction = checkpoint.adapter, plan.config.instruction
     return VisionGraph(
-        adapter.build_encoder(model, plan.saliency_layer),
+        wrap(adapter.build_encoder(model, plan.saliency_layer)),
         plan.schedule,
         instruction,
         plan.config.region,

@@ -105,13 +105,17 @@ class Decoding:
             BackendError: the decoder failed.
         """
         decoder, dtypes = self._decoder, self._decoder.dtypes
+        rows = embeds[None].astype(dtypes["inputs_embeds"], copy=False)  # (1, S, H)
+        places = positions[None].astype(dtypes["position_ids"], copy=False)  # (1, S)
+        mask = np.ones_like(places, dtypes["attention_mask"])
         empty = (1, decoder.model.num_kv_heads, 0, decoder.model.head_dim)
-        self._state = {
-            "attention_mask": np.ones((1, len(positions)), dtypes["attention_mask"]),  # (1, S)
-            "position_ids": positions[None].astype(dtypes["position_ids"], copy=False),  # (1, S)
-            **{name: np.zeros(empty, dtypes[name]) for name in decoder.past_names.values()},
-        }
-        return self._step(embeds[None].astype(dtypes["inputs_embeds"], copy=False))  # (1, S, H)
+        self._state = {name: np.zeros(empty, dtypes[name]) for name in decoder.past_names.values()}
+        chunk = decoder.graph.prefill_chunk or len(positions)
+        for start in range(0, len(positions), chunk):
+            end = start + chunk
+            self._state |= {"attention_mask": mask[:, :end], "position_ids": places[:, start:end]}
+            prediction = self._step(rows[:, start:end])
+        return prediction
 
     def append(self, tokens: Array | DeviceTensor) -> Prediction:
         """Append a token, at the position after the last one.

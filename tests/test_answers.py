@@ -2,6 +2,7 @@
 
 import shutil
 from fractions import Fraction
+from itertools import product
 
 import numpy as np
 import pytest
@@ -146,7 +147,7 @@ def test_a_pruned_answer_is_transformers_language_model_on_the_kept_rows(tmp_pat
 
 
 def test_the_fused_decoder_continues_as_transformers_does(demo_bundle, tmp_path, monkeypatch):
-    """Rows at positions with gaps, further than a buffer has room for; the portable decoder beside it."""
+    """Rows at positions with gaps, further than a buffer has room for, and in pieces; the portable decoder beside it."""
     monkeypatch.setattr(onnxruntime_cache, "MIN_ROOM", 3)
     opened = open_checkpoint("demo", None, weights=True)
     model = load_model(opened, find_weights(opened, "fp32"))
@@ -161,9 +162,10 @@ def test_the_fused_decoder_continues_as_transformers_does(demo_bundle, tmp_path,
         positions = np.sort(random.choice(120, 20, replace=False))
         with torch.inference_mode():
             expected = continue_greedily(model, torch.from_numpy(ids), torch.from_numpy(positions), 24)
-        for one in (bundle, without_fused(bundle)):
+        for one, chunk in product((bundle, without_fused(bundle)), (20, 10, 7)):
             load = graph_loader(threads=1)
             decoder = Decoder(one, load, load(one, one.manifest.graphs.embed_tokens))
+            monkeypatch.setattr(decoder.graph, "prefill_chunk", chunk)
             decoding, found = decoder.begin(), []
             prediction = decoding.prefill(table[ids].numpy(), positions)
             while len(found) < len(expected):

@@ -93,7 +93,8 @@ class _Remembers:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self.inputs, self.outputs, self.largest = graph.inputs, graph.outputs, graph.largest
+        self.inputs, self.outputs = graph.inputs, graph.outputs
+        self.largest, self.prefill_chunk = graph.largest, graph.prefill_chunk
         self.feeds: Mapping[str, Any] = {}
 
     def run(self, feeds: Mapping[str, Array | DeviceTensor]) -> dict[str, DeviceTensor]:

@@ -1,7 +1,7 @@
 """Gate: the written graph in ONNX Runtime against transformers and the readable reference, image by image."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,53 +54,65 @@ class ImageParity:
 
 
 def check_parity(
-    path: Path,
-    io: GraphIO,
+    paths: Sequence[Path],
     plan: Plan,
     checkpoint: Checkpoint,
     model: Any,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[ImageParity]:
-    """Compare a written vision graph with transformers and with the reference.
+    """Compare a written vision graph, in each of its forms, with transformers and with the reference.
 
     The scores are compared with transformers' within the table's tolerance. The choice must then be exactly the
     reference's on the graph's own scores: budgets, kept positions, packed length. The kept rows must be
     `get_image_features`' rows at those positions.
 
     Args:
-        path: the vision graph as written.
-        io: its contract; the probes must be inner values of the graph.
+        paths: the forms as written; the contract's probes must be inner values of each.
         plan: what is being exported.
         checkpoint: for its image processor and tokenizer.
         model: the loaded model.
         progress: called with images done and images in all.
 
+    Returns:
+        the figures of the first form.
+
     Raises:
-        ParityError: the graph differs, with the image, the quantity and both values.
+        ParityError: a graph differs, with the image, the quantity and both values.
     """
+    io = plan.vision_io
     tiling, batch = plan.tiling, plan.config.batch
     sizes = gate_sizes(tiling.grids, tiling.tile_size, tiling.tokens_per_side)
     schedules = _schedules(plan)
     cases = [_case(number, size, plan, checkpoint, model) for number, size in enumerate(sizes)]
     names = [spec.name for spec in (*io.outputs, *io.probes)]
     checked: dict[tuple[int, int], ImageParity] = {}
-    plain: list[Call] = []
-    with _probed_session(path, io) as session:
+    plain: dict[Path, list[Call]] = {path: [] for path in paths}
+    with ExitStack() as stack:
+        sessions = {path: stack.enter_context(_probed_session(path, io)) for path in paths}
         for call in range(max(-(-len(cases) // batch), len(schedules))):
             schedule = schedules[call % len(schedules)]
             numbers = [(call * batch + row) % len(cases) for row in range(batch)]
             feeds = _feeds(io, [cases[number] for number in numbers], schedule)
-            seen = dict(zip(names, session.run(names, feeds), strict=True))
+            seen = {path: dict(zip(names, one.run(names, feeds), strict=True)) for path, one in sessions.items()}
             if call < 2 * len(schedules):  # every K, and both ways to weigh the question
-                plain.append((cases[numbers[0]].size, feeds, seen))
+                for path in paths:
+                    plain[path].append((cases[numbers[0]].size, feeds, seen[path]))
             for row, number in enumerate(numbers):
                 if (number, schedule.num_kept) in checked:
                     continue  # a batch was filled up
                 if progress:
                     progress(len({image for image, _ in checked}), len(cases))
-                rows = {name: values[row] for name, values in seen.items()}
-                checked[number, schedule.num_kept] = _check_image(rows, cases[number], plan, schedule, model)
-    _check_as_written(path, io, plain)
+                case = cases[number]
+                oracle = ask_transformers(
+                    model, case.tiles, case.size, saliency_layer=plan.saliency_layer, question=case.question
+                )
+                found = [
+                    _check_image({name: values[row] for name, values in seen[path].items()}, case, plan, schedule, oracle)
+                    for path in paths
+                ]
+                checked[number, schedule.num_kept] = found[0]
+    for path in paths:
+        _check_as_written(path, io, plain[path])
     return list(checked.values())
 
 
@@ -133,10 +145,9 @@ def _schedules(plan: Plan) -> list[Schedule]:
     return [replace(plan.schedule, keep=keep, keep_range=None) for keep in fractions]
 
 
-def _check_image(seen: dict[str, Array], case: Case, plan: Plan, schedule: Schedule, model: Any) -> ImageParity:
+def _check_image(seen: dict[str, Array], case: Case, plan: Plan, schedule: Schedule, oracle: Oracle) -> ImageParity:
     """Compare what the graph returned for one image, batch axis removed, with transformers and the reference."""
     size, grid = case.size, case.grid
-    oracle = ask_transformers(model, case.tiles, size, saliency_layer=plan.saliency_layer, question=case.question)
     score_difference = _check_scores(seen, oracle, plan, size, grid)
     saliency, relevance, alpha = seen["token_saliency"], seen.get("relevance"), 0.0
     if relevance is not None:

@@ -24,7 +24,8 @@ class TransposeWeights(ir.passes.InPlacePass):
             model.graph.register_initializer(turned)
             for node in users:
                 ir.convenience.replace_all_uses_with(node.outputs[0], turned)
-                model.graph.remove(node, safe=True)
+                assert node.graph is not None
+                node.graph.remove(node, safe=True)  # its own graph: the body of a Scan, too
             del model.graph.initializers[name]
             modified = True
         return ir.passes.PassResult(model, modified=modified)

@@ -50,6 +50,11 @@ class Graph(Protocol):
         """Largest shapes of the inputs that it was built for; empty where nothing but memory is a limit."""
         ...
 
+    @property
+    def prefill_chunk(self) -> int | None:
+        """Tokens of a prompt that a decoder takes at a time for speed; None for all at once."""
+        ...
+
     def run(self, feeds: Mapping[str, Array | DeviceTensor]) -> dict[str, DeviceTensor]:
         """Run the graph on every one of its inputs and return all of its outputs by name.
 

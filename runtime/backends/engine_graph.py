@@ -54,6 +54,8 @@ class EngineGraph:
         BackendError: the device has not enough memory, or a profile is not what the fingerprint says.
     """
 
+    prefill_chunk: int | None = None
+
     def __init__(
         self,
         library: Any,

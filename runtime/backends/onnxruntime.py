@@ -35,6 +35,11 @@ ELEMENT_TYPES: dict[str, Dtype] = {
     "tensor(bool)": "bool",
 }
 
+CPU_CHUNK = 512
+"""Tokens of a prompt that the CPU computes at a time: what each operator writes is still in its cache for the next one.
+
+It also spares most products that the causal mask drops. Measured in docs/performance.md."""
+
 LOG_ERRORS = 3  # ONNX Runtime's severity: its warnings would mix with the program's own output
 
 
@@ -76,6 +81,7 @@ class OnnxRuntimeGraph:
             )
         self._session = session
         self._device = "cpu" if provider == "cpu" else "cuda"
+        self.prefill_chunk = CPU_CHUNK if provider == "cpu" else None
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
         refuse_difference(path, self.inputs, self.outputs, spec)
@@ -151,9 +157,11 @@ def loader(provider: str, *, threads: int | None) -> LoadGraph:
         # looking rows up needs no threads, and those of the embedding would spin while the decoder computes
         graphs = bundle.manifest.graphs
         own = 1 if spec == graphs.embed_tokens else threads
-        fused = graphs.decoder_onnxruntime
+        fused, by_tile = graphs.decoder_onnxruntime, graphs.vision_encoder_onnxruntime
         if provider == "cpu" and fused is not None and spec == graphs.decoder_model_merged:
             return InPlaceDecoder(bundle.path(fused.file), fused, threads=threads)
+        if provider == "cpu" and by_tile is not None and spec == graphs.vision_encoder:
+            spec = by_tile
         return OnnxRuntimeGraph(bundle.path(spec.file), spec, provider=provider, threads=own)
 
     return load

@@ -74,6 +74,7 @@ class OpenVinoGraph:
     """
 
     largest: Mapping[str, Shape] = MappingProxyType({})
+    prefill_chunk: int | None = None
 
     def __init__(self, path: Path, spec: GraphSpec, *, precision: str = "fp32", threads: int | None = None) -> None:
         settings = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}

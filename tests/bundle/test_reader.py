@@ -104,6 +104,11 @@ def vision(data):
     return data["graphs"]["vision_encoder"]
 
 
+def another_vision(data):
+    """Return the same graph with one output less."""
+    return vision(data) | {"outputs": vision(data)["outputs"][:-1]}
+
+
 RANGE = {"min": 0.1, "max": 0.5, "min_kept": 56, "max_kept": 184}
 HOSTILE = {
     "unknown key": lambda d: d.update(extra=1),
@@ -130,6 +135,7 @@ HOSTILE = {
     "scalar cache": lambda d: decoder(d)["inputs"][3].update(shape=[]),
     "heads of the cache": lambda d: decoder(d)["outputs"][1].update(shape=["b", 9, "t", 32]),
     "a fused decoder of many sequences": lambda d: d["graphs"].update(decoder_onnxruntime=decoder(d)),
+    "a twin of other outputs": lambda d: d["graphs"].update(vision_encoder_onnxruntime=another_vision(d)),
     "hidden size of the decoder": lambda d: decoder(d)["inputs"][0].update(shape=["b", "s", 64]),
     "hidden size of the embedding": lambda d: d["graphs"]["embed_tokens"]["outputs"][0].update(shape=["b", "s", 64]),
     "batch": lambda d: d["graphs"]["vision_encoder"]["inputs"][1].update(shape=[7, 2]),

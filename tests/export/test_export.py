@@ -24,6 +24,7 @@ from ptp.export.gates.images import gate_image, gate_sizes
 from ptp.export.gates.oracle import ask_transformers
 from ptp.export.gates.parity import check_parity
 from ptp.export.plan import make_plan
+from ptp.export.tile_by_tile import TileByTile
 from ptp.export.to_onnx import save, trace
 from ptp.export.vision import build_vision_graph
 from ptp.ptp_graph.region import region_weights
@@ -216,7 +217,7 @@ def gate(parts, tmp_path, spoil=lambda traced: None):
     traced = trace(graph, plan.vision_io, opset=20)
     spoil(traced)
     save(traced, tmp_path / "vision.onnx")
-    return check_parity(tmp_path / "vision.onnx", plan.vision_io, plan, checkpoint, model)
+    return check_parity([tmp_path / "vision.onnx"], plan, checkpoint, model)
 
 
 def test_more_kept_tokens_than_one_topk_takes_export_too(tmp_path):
@@ -324,6 +325,19 @@ def test_a_gate_that_fails_stops_the_export_and_nothing_is_written(
     with pytest.raises(error, match="no"):
         pipeline.export(config)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_vision_graph_for_onnxruntime_that_sees_the_tiles_in_another_order_is_refused(
+    tiny_checkpoint, tmp_path, monkeypatch
+):
+    honest = TileByTile.encode
+    monkeypatch.setattr(TileByTile, "encode", lambda self, tiles: honest(self, tiles.flip(0)))
+    config = ExportConfig(
+        model=str(tiny_checkpoint("llama")), out=tmp_path / "out", keep=Fraction(1, 2), max_prompt=8,
+        optimize="onnxruntime",
+    )  # fmt: skip
+    with pytest.raises(ParityError, match="differs from transformers"):
+        pipeline.export(config)
 
 
 def test_tensorrt_rtx_refuses_what_it_cannot_build_with_its_own_words(tmp_path):

@@ -247,23 +247,26 @@ class LanguageModel(Model):
 
 
 class Graphs(Model):
-    """The three graphs, under the names that transformers.js and optimum look for, and a decoder beside them.
+    """The three graphs, under the names that transformers.js and optimum look for, and others beside them.
 
     Attributes:
         decoder_onnxruntime: the same decoder for ONNX Runtime alone, in its own operators; None where the export did
             not ask for it.
+        vision_encoder_onnxruntime: the same vision graph for ONNX Runtime alone, tile after tile in a Scan; likewise.
     """
 
     vision_encoder: GraphSpec
     embed_tokens: GraphSpec
     decoder_model_merged: GraphSpec
     decoder_onnxruntime: GraphSpec | None = Field(default=None, exclude_if=lambda spec: spec is None)
+    vision_encoder_onnxruntime: GraphSpec | None = Field(default=None, exclude_if=lambda spec: spec is None)
 
     @property
     def all(self) -> tuple[GraphSpec, ...]:
-        """The graphs in the order they run; one that may run instead of another comes last."""
-        specs = self.vision_encoder, self.embed_tokens, self.decoder_model_merged, self.decoder_onnxruntime
-        return tuple(spec for spec in specs if spec is not None)
+        """The graphs in the order they run; those that may run instead of another come last."""
+        portable = self.vision_encoder, self.embed_tokens, self.decoder_model_merged
+        others = self.decoder_onnxruntime, self.vision_encoder_onnxruntime
+        return (*portable, *(spec for spec in others if spec is not None))
 
 
 class Drift(Model):

@@ -1,6 +1,7 @@
 """The ONNX Runtime backend: runs, keeps tensors, and refuses what differs from the manifest."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from ptp.bundle import open_bundle
 from ptp.bundle.manifest import GraphSpec, TensorSpec
 from ptp.errors import BackendError, ConfigError
 from ptp.runtime.backends import onnxruntime as backend
@@ -195,3 +197,20 @@ def test_a_silent_fallback_to_the_cpu_is_an_error(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(ort, "InferenceSession", lambda *args, **_: real(*args, providers=["CPUExecutionProvider"]))
     with pytest.raises(BackendError, match="could not start CUDAExecutionProvider; got CPUExecutionProvider"):
         OnnxRuntimeGraph(path, SPEC, provider="cuda")
+
+
+@pytest.mark.parametrize(("provider", "file"), [("cpu", "vision_encoder_onnxruntime"), ("cuda", "vision_encoder")])
+def test_the_cpu_runs_the_vision_graph_made_for_it(
+    demo_bundle: Path, monkeypatch: pytest.MonkeyPatch, provider: str, file: str
+) -> None:
+    bundle = open_bundle(demo_bundle)
+    vision = bundle.manifest.graphs.vision_encoder
+    twin = vision.model_copy(update={"file": "onnx/vision_encoder_onnxruntime.onnx"})
+    graphs = bundle.manifest.graphs.model_copy(update={"vision_encoder_onnxruntime": twin})
+    files = bundle.manifest.files | {twin.file: bundle.manifest.files[vision.file]}
+    bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"graphs": graphs, "files": files}))
+    loaded: list[Path] = []
+    monkeypatch.setattr(backend, "available_provider", lambda provider: provider)
+    monkeypatch.setattr(backend, "OnnxRuntimeGraph", lambda path, *_, **__: loaded.append(path))
+    backend.loader(provider, threads=1)(bundle, vision)
+    assert [path.stem for path in loaded] == [file]
