@@ -29,6 +29,7 @@ from ptp.export import pipeline
 from ptp.export.checkpoint import find_weights, make_skeleton, open_checkpoint
 from ptp.export.config import ExportConfig
 from ptp.export.decoder import DecoderGraph, EmbedGraph
+from ptp.export.graph_writer import Clock, GraphWriter
 from ptp.export.plan import Plan, make_plan
 from ptp.export.to_onnx import example_arguments
 from ptp.export.vision import build_vision_graph
@@ -104,9 +105,9 @@ def _export(folder: Path) -> dict[str, Any]:
 def _graphs(folder: Path, *, only_decoder: bool = False) -> dict[str, Any]:
     """Trace and write the graphs alone, as an export does."""
     with _written(folder) as (plan, checkpoint, stage):
-        clock = pipeline.Clock()
+        clock = Clock()
         skeleton = make_skeleton(checkpoint, find_weights(checkpoint, "fp16"))
-        write = partial(pipeline.write_graph, plan, skeleton, stage, lambda *said: None, clock)
+        write = GraphWriter(plan=plan, skeleton=skeleton, stage=stage, say=lambda *said: None, clock=clock).write
         decoder = write(DecoderGraph(skeleton.model), plan.decoder_io, "decoder_model_merged")
         if not only_decoder:
             write(EmbedGraph(skeleton.model), plan.embed_io, "embed_tokens")

@@ -51,7 +51,7 @@ def export(
     grid: Annotated[str | None, Opt(metavar="RxC", help="export for this one crop grid: fewer tiles to encode")] = None,
     opset: Annotated[int | None, Opt(help="ONNX opset: 18 to 20 (default), and 21 with --quantize")] = None,
     optimize: Annotated[
-        Optimize | None, Opt(help="add a decoder for this backend alone: faster prefill, keys and values in place")
+        Optimize | None, Opt(help="add graphs for this backend alone: tile by tile, keys and values in place")
     ] = None,
     revision: Annotated[str | None, Opt(help="branch, tag or commit of a Hugging Face id")] = None,
     dry_run: Annotated[bool, Opt("--dry-run", help="print levels, budgets and sizes; load and write nothing")] = False,

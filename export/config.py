@@ -67,7 +67,7 @@ class ExportConfig:
         positions: kept tokens keep their packed positions, or are renumbered.
         grid: the one crop grid (rows, columns) to export for; all of the checkpoint's by default.
         opset: ONNX opset of every graph; 21 with `quantize` only.
-        optimize: write a further decoder that only this backend runs, and runs faster.
+        optimize: write further graphs that only this backend runs, and runs faster.
         revision: branch, tag or commit of a Hugging Face id.
         force: replace a bundle that stands at `out`.
 

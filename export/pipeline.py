@@ -4,19 +4,15 @@ import gc
 import json
 import platform
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ptp.bundle.engine import KINDS
-from ptp.bundle.manifest import Drift, Graphs, GraphSpec, Manifest, ModelInfo, Parity
+from ptp.bundle.manifest import Drift, Graphs, Manifest, ModelInfo, Parity
 from ptp.bundle.reader import Bundle
 from ptp.bundle.vectors import VECTORS_NAME, write_vectors
 from ptp.bundle.writer import check_destination, file_entries, file_entry, staged, write_manifest
@@ -33,29 +29,15 @@ from ptp.export.gates.decoders import check_fused_decoder
 from ptp.export.gates.drift import measure_drift
 from ptp.export.gates.parity import ImageParity, check_parity
 from ptp.export.gates.vectors import record_vectors
-from ptp.export.lint import lint
-from ptp.export.passes import QuantizeWeights, ShareWeights, shared_bytes
+from ptp.export.graph_writer import Clock, GraphWriter, Progress
+from ptp.export.passes import shared_bytes
 from ptp.export.plan import Plan, make_plan
 from ptp.export.quantization import QuantizedWeights
-from ptp.export.specs import GraphIO
 from ptp.export.tile_by_tile import TileByTile
-from ptp.export.to_onnx import save, trace
 from ptp.export.vision import build_vision_graph
-from ptp.export.weights import Skeleton, Weights
+from ptp.export.weights import Weights
 from ptp.report.evaluation import read_evaluation
 from ptp.report.page import EngineMemory, write_report
-
-Progress = Callable[[str, int | None, int | None], None]
-"""Called with what is being done, and how much of it is done where that is known."""
-
-SUFFIX = {"fp32": "", "fp16": "_fp16"}
-DECODER_SUFFIX = {
-    ("fp32", "int4"): "_q4",
-    ("fp16", "int4"): "_q4f16",
-    ("fp32", "int8"): "_int8",
-    ("fp16", "int8"): "_int8f16",
-}
-"""File name endings of transformers.js, and `_int8f16`, for which it has none."""
 
 DRIFT_NAME = "parity/drift.json"
 
@@ -100,7 +82,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
         if not (stage / "generation_config.json").exists():
             model.generation_config.to_json_file(stage / "generation_config.json")
 
-        write = partial(write_graph, plan, skeleton, stage, say, clock)
+        write = GraphWriter(plan=plan, skeleton=skeleton, stage=stage, say=say, clock=clock).write
         embed = write(EmbedGraph(skeleton.model), plan.embed_io, "embed_tokens")
         decoder = write(DecoderGraph(skeleton.model), plan.decoder_io, "decoder_model_merged")
         fused = None
@@ -177,20 +159,6 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
     return Bundle(folder=config.out, manifest=manifest)
 
 
-class Clock:
-    """How long each kind of step took, in seconds."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, step: str) -> Iterator[None]:
-        """Add the time of what is done inside to a step."""
-        started = time.perf_counter()
-        yield
-        self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - started
-
-
 def _identity(plan: Plan, weights: Weights) -> str | None:
     """Return all that decides what an export writes, where so much is written that a stopped one should go on."""
     if not weights.stay_on_disk:
@@ -213,59 +181,6 @@ def _check_vision(
         with clock("building with TensorRT-RTX"):
             build = tensorrt.try_build(path, plan.num_kept_profile)
     return VisionCheck(images=images, build=build, shared_bytes=shared_bytes(path))
-
-
-def write_graph(
-    plan: Plan,
-    skeleton: Skeleton,
-    stage: Path,
-    say: Progress,
-    clock: Clock,
-    module: nn.Module,
-    io: GraphIO,
-    name: str,
-    *,
-    static: bool = False,
-    stock: bool = True,
-    beside: Path | None = None,
-) -> GraphSpec:
-    """Trace, lint and write one graph, if that is not done yet.
-
-    Args:
-        plan: what is being exported.
-        skeleton: the model that the module holds parts of.
-        stage: the bundle's folder.
-        say: told of every step.
-        clock: told how long it took.
-        module: what is traced.
-        io: its inputs and outputs.
-        name: of the file, without its ending.
-        static: whether no dimension may be open.
-        stock: whether it is in ONNX's own operators, and linted.
-        beside: another graph's file, whose weights are referred to and not written again.
-    """
-    spec = GraphSpec(file=f"onnx/{name}{_suffix(name, plan.config)}.onnx", inputs=io.inputs, outputs=io.outputs)
-    if (stage / spec.file).exists():
-        return spec
-    say(f"tracing {name}", None, None)
-    with clock("tracing"):
-        model = trace(module, io, opset=plan.config.opset, initializers=skeleton.initializers(module))
-        if plan.config.quantization:
-            QuantizeWeights(plan.config.quantization)(model)
-        if stock:
-            lint(model, name, static=static)
-    say(f"writing {name}", None, None)
-    with clock("writing"):
-        if beside is not None:
-            ShareWeights(beside)(model)
-        save(model, stage / spec.file, lambda done, of: say(f"writing {name}, bytes", done, of))
-    return spec
-
-
-def _suffix(name: str, config: ExportConfig) -> str:
-    if config.quantize and name.startswith("decoder"):
-        return DECODER_SUFFIX[config.precision, config.quantize]
-    return SUFFIX[config.precision]
 
 
 def _with_file(manifest: Manifest, path: Path) -> Manifest:

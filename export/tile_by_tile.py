@@ -1,6 +1,5 @@
 """The vision graph for ONNX Runtime alone: one tile after the other through the encoder."""
 
-import torch
 from torch import Tensor
 from torch._higher_order_ops.scan import scan
 

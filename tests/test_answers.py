@@ -147,7 +147,7 @@ def test_a_pruned_answer_is_transformers_language_model_on_the_kept_rows(tmp_pat
 
 
 def test_the_fused_decoder_continues_as_transformers_does(demo_bundle, tmp_path, monkeypatch):
-    """Rows at positions with gaps, further than a buffer has room for, and in pieces; the portable decoder beside it."""
+    """Rows at positions with gaps, in pieces, further than a buffer has room for; the portable decoder beside it."""
     monkeypatch.setattr(onnxruntime_cache, "MIN_ROOM", 3)
     opened = open_checkpoint("demo", None, weights=True)
     model = load_model(opened, find_weights(opened, "fp32"))

@@ -18,7 +18,8 @@ from ptp.benchmarks.methods import METHODS
 from ptp.bundle.manifest import Levels, WeightType
 from ptp.errors import ConfigError
 from ptp.export.checkpoint import open_checkpoint
-from ptp.export.pipeline import TOOLS, Progress
+from ptp.export.graph_writer import Progress
+from ptp.export.pipeline import TOOLS
 from ptp.ptp_graph.schedule import Schedule
 from ptp.results import weights_sha256
 

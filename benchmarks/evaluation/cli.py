@@ -20,7 +20,7 @@ from ptp.errors import ConfigError
 if TYPE_CHECKING:
     from ptp.benchmarks.evaluation.run import Progress
     from ptp.benchmarks.evaluation.task import Task
-    from ptp.export.pipeline import Progress as Steps
+    from ptp.export.graph_writer import Progress as Steps
     from ptp.results import Results
 
 EXTRAS = {"torch": "export", "transformers": "export", "onnx_ir": "export", "matplotlib": "eval"}

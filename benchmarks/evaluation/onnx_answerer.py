@@ -20,7 +20,8 @@ from ptp.bundle.hashes import sha256_of
 from ptp.bundle.manifest import Alpha, PositionPolicy, WeightType
 from ptp.export.checkpoint import SMALL_FILES, Checkpoint
 from ptp.export.config import DEFAULT_OPSET, QUANTIZED_OPSET, ExportConfig, Optimize
-from ptp.export.pipeline import TOOLS, Progress, export
+from ptp.export.graph_writer import Progress
+from ptp.export.pipeline import TOOLS, export
 from ptp.ptp_graph.schedule import TOPK_LIMIT, Schedule
 from ptp.results import weights_sha256
 from ptp.runtime.backends.registry import graph_loader

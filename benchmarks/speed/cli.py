@@ -18,7 +18,7 @@ from ptp.errors import ConfigError
 
 if TYPE_CHECKING:
     from ptp.benchmarks.speed.benchmark import Progress
-    from ptp.export.pipeline import Progress as Steps
+    from ptp.export.graph_writer import Progress as Steps
 
 IMAGE = CHECKPOINT / "evaluation/scene-0.jpg"
 MAX_PROMPT = 256

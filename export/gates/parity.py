@@ -106,10 +106,8 @@ def check_parity(
                 oracle = ask_transformers(
                     model, case.tiles, case.size, saliency_layer=plan.saliency_layer, question=case.question
                 )
-                found = [
-                    _check_image({name: values[row] for name, values in seen[path].items()}, case, plan, schedule, oracle)
-                    for path in paths
-                ]
+                rows = [{name: values[row] for name, values in seen[path].items()} for path in paths]
+                found = [_check_image(one, case, plan, schedule, oracle) for one in rows]
                 checked[number, schedule.num_kept] = found[0]
     for path in paths:
         _check_as_written(path, io, plain[path])

@@ -17,7 +17,7 @@ from ptp.anyres import PackedLayout, choose_grid
 from ptp.bundle import open_bundle
 from ptp.engines import tensorrt
 from ptp.errors import BuildError, ConfigError, LintError, ParityError
-from ptp.export import pipeline, to_onnx
+from ptp.export import graph_writer, pipeline, to_onnx
 from ptp.export.checkpoint import find_weights, load_model, open_checkpoint
 from ptp.export.config import ExportConfig
 from ptp.export.gates.images import gate_image, gate_sizes
@@ -307,17 +307,20 @@ def test_embeddings_near_zero_do_not_fail_an_honest_graph(tiny_checkpoint, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("gate_name", "error"),
-    [("lint", LintError), ("check_parity", ParityError), ("try_build", BuildError)],
+    ("owner", "gate_name", "error"),
+    [
+        (graph_writer, "lint", LintError),
+        (pipeline, "check_parity", ParityError),
+        (tensorrt, "try_build", BuildError),
+    ],
 )
 def test_a_gate_that_fails_stops_the_export_and_nothing_is_written(
-    tiny_checkpoint, tmp_path, monkeypatch, gate_name, error
+    tiny_checkpoint, tmp_path, monkeypatch, owner, gate_name, error
 ):
     def refuse(*arguments, **options):
         raise error("no")
 
     monkeypatch.setattr(tensorrt, "is_installed", lambda backend: gate_name == "try_build")
-    owner = tensorrt if gate_name == "try_build" else pipeline
     monkeypatch.setattr(owner, gate_name, refuse)
     config = ExportConfig(model=str(tiny_checkpoint("llama")), out=tmp_path / "out", keep=Fraction(1, 2), max_prompt=8)
     if gate_name != "check_parity":

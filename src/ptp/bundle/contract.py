@@ -33,9 +33,9 @@ def disagreements(manifest: "Manifest") -> list[str]:
     problems += [] if manifest.vectors in manifest.files else [f"vectors {manifest.vectors!r} is not among the files"]
     problems += [problem for graph in graphs.all for problem in _doubles(graph)]
     problems += _vision_names(manifest) + _misfits(graphs.vision_encoder, _vision_shapes(manifest))
-    twin = graphs.vision_encoder_onnxruntime
-    if twin is not None and (twin.inputs, twin.outputs) != (graphs.vision_encoder.inputs, graphs.vision_encoder.outputs):
-        problems.append(f"{twin.file} has other inputs or outputs than {graphs.vision_encoder.file}")
+    vision, twin = graphs.vision_encoder, graphs.vision_encoder_onnxruntime
+    if twin is not None and (twin.inputs, twin.outputs) != (vision.inputs, vision.outputs):
+        problems.append(f"{twin.file} has other inputs or outputs than {vision.file}")
     embeds: dict[str, Shape] = {"input_ids": (ANY, ANY), "inputs_embeds": (ANY, ANY, text.hidden_size)}
     problems += _misfits(graphs.embed_tokens, embeds)
     for spec, batch in ((graphs.decoder_model_merged, ANY), (graphs.decoder_onnxruntime, 1)):
