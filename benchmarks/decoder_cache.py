@@ -3,12 +3,13 @@
     python benchmarks/decoder_cache.py [--layers 24] [--contexts 512,1024,3072] [--steps 16] [--prefills 3]
 
 A language model of Qwen2-0.5B's sizes (24 blocks of width 896, 14 heads, 2 KV heads, MLP 4864, vocabulary 32064) with
-random weights, FP32, in four forms that share them:
+random weights, FP32, in forms that share them:
 
 - `concat`: the portable decoder, `decoder_model_merged.onnx`; every step returns the cache one row longer;
 - `scatter`: the same in stock operators with a cache of a fixed length, written by ScatterElements into the buffer that
   it came in, and read whole under a mask. Only this script has it;
 - `fused`: `decoder_onnxruntime.onnx` of `ptp-export --optimize onnxruntime`, GroupQueryAttention in place;
+- `concat in pieces`, `fused in pieces`: the same two, the prompt 512 tokens at a time, as the runtime feeds them;
 - `eager`, `sdpa`: transformers with a `DynamicCache`; `compile`: sdpa's prefill through `torch.compile`, with
   `--compile` (needs a C++ compiler).
 
@@ -174,12 +175,15 @@ def write_graphs(model: Any, layers: int, folder: Path, threads: int | None) -> 
     for name, (module, io, load) in kinds.items():
         print(f"writing {name}", flush=True)
         path = folder / f"{name}.onnx"
-        graph = trace(module(wrapped), io, opset=20)
+        traced = trace(module(wrapped), io, opset=20)
         if name != "concat":
-            ShareWeights(folder / "concat.onnx")(graph)
-        save(graph, path)
+            ShareWeights(folder / "concat.onnx")(traced)
+        save(traced, path)
         spec = GraphSpec(file=f"onnx/{name}.onnx", inputs=io.inputs, outputs=io.outputs)
-        forms[name] = Onnx(load(path, spec, threads=threads), layers, fixed=load is ScatteredDecoder)
+        graph = load(path, spec, threads=threads)
+        forms[name] = Onnx(graph, layers, fixed=load is ScatteredDecoder)
+        if load is not ScatteredDecoder:
+            forms[f"{name} in pieces"] = Onnx(graph, layers, fixed=False, chunk=graph.prefill_chunk)
     return forms
 
 
@@ -190,10 +194,11 @@ class Onnx:
         graph: the loaded graph.
         layers: its blocks.
         fixed: whether the cache has a fixed length that its user chooses.
+        chunk: tokens of a prompt that are computed at a time; None for all.
     """
 
-    def __init__(self, graph: OnnxRuntimeGraph, layers: int, *, fixed: bool) -> None:
-        self.graph, self.fixed = graph, fixed
+    def __init__(self, graph: OnnxRuntimeGraph, layers: int, *, fixed: bool, chunk: int | None = None) -> None:
+        self.graph, self.fixed, self.chunk = graph, fixed, chunk
         self.names = [f"past_key_values.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
         self.state: dict[str, Any] = {}
 
@@ -203,14 +208,19 @@ class Onnx:
         shape = (1, KV_HEADS, length + SPARE if self.fixed else 0, HIDDEN // HEADS)
         self.buffers = [np.zeros(shape, np.float32) for _ in self.names]  # kept alive: a binding does not
         self.state = {
-            "attention_mask": np.ones((1, length), np.int64),
-            "position_ids": np.arange(length)[None],
-            **{
-                name: onnxruntime.OrtValue.ortvalue_from_numpy(buffer) if self.fixed else buffer
-                for name, buffer in zip(self.names, self.buffers, strict=True)
-            },
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(buffer) if self.fixed else buffer
+            for name, buffer in zip(self.names, self.buffers, strict=True)
         }
-        return self.step(embeds)
+        mask, positions, chunk = np.ones((1, length), np.int64), np.arange(length)[None], self.chunk or length
+
+        def run() -> Array:
+            for start in range(0, length, chunk):
+                end = start + chunk
+                self.state |= {"attention_mask": mask[:, :end], "position_ids": positions[:, start:end]}
+                logits = self.step(embeds[:, start:end])()
+            return logits
+
+        return run
 
     def step(self, embeds: Array) -> Callable[[], Array]:
         """Return what runs rows (1, S, H) after the past and returns the last one's logits."""

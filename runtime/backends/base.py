@@ -24,6 +24,12 @@ DTYPES: dict[str, type[np.generic]] = {
 """The manifest's element types."""
 
 
+CPU_PREFILL_CHUNK = 512
+"""Tokens of a prompt that a CPU computes at a time: what an operator writes is still in its cache for the next one.
+
+It also spares most products that the causal mask drops. Measured in docs/performance.md."""
+
+
 class DeviceTensor(Protocol):
     """A tensor that a graph returned; it stays where the graph ran until someone asks for it."""
 

@@ -12,7 +12,7 @@ from ptp.bundle import Bundle
 from ptp.bundle.contract import becomes
 from ptp.bundle.manifest import Dtype, GraphSpec, TensorSpec
 from ptp.errors import BackendError, ConfigError
-from ptp.runtime.backends.base import Array, DeviceTensor, LoadGraph, Shape, refuse_difference
+from ptp.runtime.backends.base import CPU_PREFILL_CHUNK, Array, DeviceTensor, LoadGraph, Shape, refuse_difference
 from ptp.runtime.backends.onnxruntime_cache import CacheTensor, room_for
 from ptp.tolerances import EXACT_PRODUCTS
 
@@ -34,11 +34,6 @@ ELEMENT_TYPES: dict[str, Dtype] = {
     "tensor(int32)": "int32",
     "tensor(bool)": "bool",
 }
-
-CPU_CHUNK = 512
-"""Tokens of a prompt that the CPU computes at a time: what each operator writes is still in its cache for the next one.
-
-It also spares most products that the causal mask drops. Measured in docs/performance.md."""
 
 LOG_ERRORS = 3  # ONNX Runtime's severity: its warnings would mix with the program's own output
 
@@ -81,7 +76,7 @@ class OnnxRuntimeGraph:
             )
         self._session = session
         self._device = "cpu" if provider == "cpu" else "cuda"
-        self.prefill_chunk = CPU_CHUNK if provider == "cpu" else None
+        self.prefill_chunk = CPU_PREFILL_CHUNK if provider == "cpu" else None
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
         refuse_difference(path, self.inputs, self.outputs, spec)

@@ -13,6 +13,7 @@ from ptp.bundle import Bundle
 from ptp.bundle.manifest import Dtype, GraphSpec, TensorSpec
 from ptp.errors import BackendError, ConfigError
 from ptp.runtime.backends.base import (
+    CPU_PREFILL_CHUNK,
     Array,
     DeviceTensor,
     LoadGraph,
@@ -74,7 +75,7 @@ class OpenVinoGraph:
     """
 
     largest: Mapping[str, Shape] = MappingProxyType({})
-    prefill_chunk: int | None = None
+    prefill_chunk = CPU_PREFILL_CHUNK
 
     def __init__(self, path: Path, spec: GraphSpec, *, precision: str = "fp32", threads: int | None = None) -> None:
         settings = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}
