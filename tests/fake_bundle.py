@@ -37,6 +37,7 @@ class FakeGraph:
     fed: list[dict[str, np.ndarray]] = field(default_factory=list)
     returned: list[dict[str, FakeTensor]] = field(default_factory=list)
     largest: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    prefill_chunk: int | None = None
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
