@@ -18,7 +18,7 @@ from ptp.bundle import open_bundle
 from ptp.engines import tensorrt
 from ptp.errors import BuildError, ConfigError, LintError, ParityError
 from ptp.export import graph_writer, pipeline, to_onnx
-from ptp.export.checkpoint import find_weights, load_model, open_checkpoint
+from ptp.export.checkpoint import find_weights, load_model, make_skeleton, open_checkpoint
 from ptp.export.config import ExportConfig
 from ptp.export.gates.images import gate_image, gate_sizes
 from ptp.export.gates.oracle import ask_transformers
@@ -330,17 +330,19 @@ def test_a_gate_that_fails_stops_the_export_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_vision_graph_for_onnxruntime_that_sees_the_tiles_in_another_order_is_refused(
-    tiny_checkpoint, tmp_path, monkeypatch
-):
+def test_the_parity_gate_looks_at_every_form_of_the_graph(parts, tmp_path, monkeypatch):
+    """Of an honest one, too, `tests/test_answers.py` sees that it passes."""
+    checkpoint, plan, model, graph = parts
+    paths = [tmp_path / "vision.onnx", tmp_path / "by_tile.onnx"]
+    save(trace(graph, plan.vision_io, opset=20), paths[0])
     honest = TileByTile.encode
     monkeypatch.setattr(TileByTile, "encode", lambda self, tiles: honest(self, tiles.flip(0)))
-    config = ExportConfig(
-        model=str(tiny_checkpoint("llama")), out=tmp_path / "out", keep=Fraction(1, 2), max_prompt=8,
-        optimize="onnxruntime",
-    )  # fmt: skip
+    skeleton = make_skeleton(checkpoint, find_weights(checkpoint, "fp32"))
+    mirrored = build_vision_graph(plan, checkpoint, skeleton.model, TileByTile)
+    save(trace(mirrored, plan.vision_io, opset=20, initializers=skeleton.initializers(mirrored)), paths[1])
+    assert [node.op_type for node in ir.load(paths[1]).graph].count("Scan") == 1
     with pytest.raises(ParityError, match="differs from transformers"):
-        pipeline.export(config)
+        check_parity(paths, plan, checkpoint, model)
 
 
 def test_tensorrt_rtx_refuses_what_it_cannot_build_with_its_own_words(tmp_path):
