@@ -2,9 +2,10 @@
 
     python benchmarks/pruner.py [--keep 0.25] [--repeats 5]
 
-Four graphs run in turn, so that a slow moment of the machine hits all of them; medians and ratios are printed:
+These graphs run in turn, so that a slow moment of the machine hits all of them; medians and ratios are printed:
 
 - `unpruned`: the encoder, and the projector over all tokens;
+- `unpruned by tile`: the same, one tile after the other, as `--optimize onnxruntime` has it;
 - `none`, `similarity`: the vision graph as exported;
 - `pruner none`, `pruner similarity`: everything in them but encoder and projector, on the encoder's own outputs.
 
@@ -31,6 +32,7 @@ from ptp.bundle.manifest import Instruction, TensorSpec
 from ptp.export.adapters.base import TileEncoder
 from ptp.export.adapters.llava_next import LlavaNext
 from ptp.export.specs import GraphIO, vision_io
+from ptp.export.tile_by_tile import TileByTile
 from ptp.export.to_onnx import save, trace
 from ptp.export.vision import VisionGraph
 from ptp.ptp_graph.saliency import cls_attention
@@ -137,7 +139,8 @@ def build(folder: Path, keep: Fraction) -> dict[str, tuple[Any, dict[str, Any]]]
     sessions: dict[str, tuple[Any, dict[str, Any]]] = {}
     pixels = TensorSpec(name="pixel_values", dtype="float32", shape=(1, TILES, 3, 336, 336))
     projected = TensorSpec(name="projected", dtype="float32", shape=(TILES, TOKENS, HIDDEN))
-    add("unpruned", Unpruned(encoder), GraphIO(inputs=(pixels,), outputs=(projected,)))
+    for name, form in (("unpruned", encoder), ("unpruned by tile", TileByTile(encoder))):
+        add(name, Unpruned(form), GraphIO(inputs=(pixels,), outputs=(projected,)))
     modes: tuple[Instruction, ...] = ("none", "similarity")
     for mode in modes:
         io = vision_io(

@@ -29,9 +29,10 @@ QUESTIONS = {
 TOKENS = 32
 
 
-def without_fused(bundle):
+def portable(bundle):
     """Return the bundle as other runtimes read it."""
-    graphs = bundle.manifest.graphs.model_copy(update={"decoder_onnxruntime": None})
+    without = {"decoder_onnxruntime": None, "vision_encoder_onnxruntime": None}
+    graphs = bundle.manifest.graphs.model_copy(update=without)
     return Bundle(folder=bundle.folder, manifest=bundle.manifest.model_copy(update={"graphs": graphs}))
 
 
@@ -79,7 +80,7 @@ def unpruned(tiny_checkpoint, tmp_path_factory):
                     optimize="onnxruntime",
                 )
             )
-            made[language_model] = Pipeline.load(out), Pipeline(without_fused(open_bundle(out)), graph_loader())
+            made[language_model] = Pipeline.load(out), Pipeline(portable(open_bundle(out)), graph_loader())
         return made[language_model]
 
     return get
@@ -162,8 +163,9 @@ def test_the_fused_decoder_continues_as_transformers_does(demo_bundle, tmp_path,
         positions = np.sort(random.choice(120, 20, replace=False))
         with torch.inference_mode():
             expected = continue_greedily(model, torch.from_numpy(ids), torch.from_numpy(positions), 24)
-        for one, chunk in product((bundle, without_fused(bundle)), (20, 10, 7)):
-            load = graph_loader(threads=1)
+        forms = ((bundle, "onnxruntime"), (portable(bundle), "onnxruntime"), (portable(bundle), "openvino"))
+        for (one, backend), chunk in product(forms, (20, 10, 7)):
+            load = graph_loader(backend, threads=1)
             decoder = Decoder(one, load, load(one, one.manifest.graphs.embed_tokens))
             monkeypatch.setattr(decoder.graph, "prefill_chunk", chunk)
             decoding, found = decoder.begin(), []

@@ -152,12 +152,12 @@ def loader(provider: str, *, threads: int | None) -> LoadGraph:
         # looking rows up needs no threads, and those of the embedding would spin while the decoder computes
         graphs = bundle.manifest.graphs
         own = 1 if spec == graphs.embed_tokens else threads
-        fused, by_tile = graphs.decoder_onnxruntime, graphs.vision_encoder_onnxruntime
-        if provider == "cpu" and fused is not None and spec == graphs.decoder_model_merged:
-            return InPlaceDecoder(bundle.path(fused.file), fused, threads=threads)
-        if provider == "cpu" and by_tile is not None and spec == graphs.vision_encoder:
-            spec = by_tile
-        return OnnxRuntimeGraph(bundle.path(spec.file), spec, provider=provider, threads=own)
+        if provider == "cpu" and spec == graphs.vision_encoder:
+            spec = graphs.vision_encoder_onnxruntime or spec
+        if provider == "cpu" and spec == graphs.decoder_model_merged:
+            spec = graphs.decoder_onnxruntime or spec
+        graph = InPlaceDecoder if spec == graphs.decoder_onnxruntime else OnnxRuntimeGraph
+        return graph(bundle.path(spec.file), spec, provider=provider, threads=own)
 
     return load
 

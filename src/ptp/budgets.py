@@ -100,7 +100,7 @@ def num_kept_at(keep: Keep | None, manifest: Manifest) -> int:
     if bounds is None:
         raise ConfigError(
             "keep is fixed in this bundle",
-            got=keep,
+            got=f"{float(fraction):g}",
             expected=f"{pruning.keep:g}",
             do="leave it out, or export with --keep MIN:OPT:MAX to choose at run time",
         )
@@ -115,7 +115,7 @@ def num_kept_at(keep: Keep | None, manifest: Manifest) -> int:
     if not bounds.min_kept <= num_kept <= bounds.max_kept:
         raise ConfigError(
             "keep is outside the range that this bundle was exported for",
-            got=f"{keep} (K = {num_kept})",
+            got=f"{float(fraction):g} (K = {num_kept})",
             expected=f"{bounds.min:g} to {bounds.max:g} (K = {bounds.min_kept} to {bounds.max_kept})",
         )
     return num_kept

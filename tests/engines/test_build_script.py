@@ -16,12 +16,8 @@ from ptp.engines.targets import TARGETS
 
 RANGE = {"keep_range": {"min": 0.1, "max": 0.5, "min_kept": 5, "max_kept": 9}}
 FAKE = '#!/bin/sh\nprintf "%s\\n" "called in $PWD" "$@" >> "$RECORD"\n'
-COMMANDS = (
-    "bash",
-    "sh",
-    "dirname",
-    "mkdir",
-)  # what the script and the fake tools call; TensorRT's own are out of reach
+# what the script and the fake tools call; TensorRT's own are out of reach
+COMMANDS = ("bash", "sh", "dirname", "mkdir")
 TENSORRT = "/usr/src/tensorrt/bin"
 
 

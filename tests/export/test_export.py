@@ -331,7 +331,7 @@ def test_a_gate_that_fails_stops_the_export_and_nothing_is_written(
 
 
 def test_the_parity_gate_looks_at_every_form_of_the_graph(parts, tmp_path, monkeypatch):
-    """Of an honest one, too, `tests/test_answers.py` sees that it passes."""
+    """A form that sees the tiles in another order is refused; that an honest one passes is seen by every export."""
     checkpoint, plan, model, graph = parts
     paths = [tmp_path / "vision.onnx", tmp_path / "by_tile.onnx"]
     save(trace(graph, plan.vision_io, opset=20), paths[0])

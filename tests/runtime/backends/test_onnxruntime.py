@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,7 +15,9 @@ from ptp.bundle import open_bundle
 from ptp.bundle.manifest import GraphSpec, TensorSpec
 from ptp.errors import BackendError, ConfigError
 from ptp.runtime.backends import onnxruntime as backend
+from ptp.runtime.backends.base import CPU_PREFILL_CHUNK
 from ptp.runtime.backends.onnxruntime import OnnxRuntimeGraph
+from ptp.runtime.backends.openvino import OpenVinoGraph
 
 SPEC = GraphSpec(
     file="onnx/add.onnx",
@@ -155,6 +158,22 @@ def test_weights_outside_the_folder_are_refused(tmp_path: Path) -> None:
     (folder / "add.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(BackendError, match="cannot load"):
         OnnxRuntimeGraph(folder / "add.onnx", SPEC.model_copy(update={"inputs": SPEC.inputs[1:]}))
+
+
+def test_the_cpu_takes_prompts_in_pieces_and_cuda_whole(
+    graph: OnnxRuntimeGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert graph.prefill_chunk == OpenVinoGraph.prefill_chunk == CPU_PREFILL_CHUNK
+    session = SimpleNamespace(
+        disable_fallback=lambda: None,
+        get_providers=lambda: ["CUDAExecutionProvider"],
+        get_inputs=list,
+        get_outputs=list,
+    )
+    monkeypatch.setattr(ort, "get_available_providers", lambda: list(backend.PROVIDERS.values()))
+    monkeypatch.setattr(ort, "InferenceSession", lambda *_, **__: session)
+    spec = SPEC.model_copy(update={"inputs": (), "outputs": ()})
+    assert OnnxRuntimeGraph(tmp_path, spec, provider="cuda").prefill_chunk is None
 
 
 def test_unknown_and_unavailable_providers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
