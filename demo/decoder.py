@@ -24,7 +24,7 @@ from ptp.ptp_graph.relevance import attention_relevance
 RELEVANCE_BLOCK = 1
 """The block of the language model whose attention PTP reads, counted from 0."""
 
-NAMED = {number: name for number, name in enumerate(FACTS) if name not in ("middle", "neighbour")}
+NAMED = {number: name for number, name in enumerate(FACTS) if name != "neighbour"}
 """The facts that a token has a word for."""
 
 
@@ -54,7 +54,8 @@ class Lesson:
     Attributes:
         sources: (M,) int64 tile · N + token, or T · N for a newline.
         shown: (M,) int64, 0 or 1 + the object that a token shows.
-        words: (M, 4) int64, ids of the words for colour, shape, glyph and picture of a token; −1 where there is none.
+        words: (M, 5) int64, ids of the words for colour, shape, glyph, picture and number of a token; −1 where there is
+            none.
         written: (M,) whether the token holds a glyph of a sign.
         head: ids before the image.
         dialogues: the questions.

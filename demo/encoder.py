@@ -25,7 +25,7 @@ _PRESENCE_WEIGHT = 1.5
 _CLS_WEIGHT = 0.4
 _TILES = 64  # per step
 _PRACTICE_SHARE = 0.25  # of a step's tiles that stay crowded to the end
-_RATE, _MATRIX_RATE = 1.5e-3, 8e-3
+_RATE, _MATRIX_RATE, _MATRIX_DECAY = 1.5e-3, 8e-3, 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ def train_encoder(
         steps: optimiser steps.
     """
     weights = dict(nn.ModuleList([tower, heads]).named_parameters())
-    optimiser = Optimiser(weights, rate=_RATE, matrix_rate=_MATRIX_RATE, steps=steps)
+    optimiser = Optimiser(weights, rate=_RATE, matrix_rate=_MATRIX_RATE, matrix_decay=_MATRIX_DECAY, steps=steps)
     decks = [_Deck(practice, first=1), _Deck(scenes, first=0)]
     for step in range(steps):
         crowded = round(_TILES * max(_PRACTICE_SHARE, 1 - 1.4 * step / steps))

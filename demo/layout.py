@@ -38,12 +38,13 @@ _STRETCHED_SHARE, _STRETCHED = 0.08, (1.5, 1.9)  # of (2, 2)
 _AREA_PER_OBJECT = 4400.0  # grid pixels: 12 objects fill a square 2×2 grid, 7 one of (1, 2)
 _AREA_PER_CLUTTER = 2400.0
 _GAP = 3.0  # between any two objects, grid pixels
-_PAIR_GAP = (2.0, 4.0)  # between the two pictures of a pair
-_PAIR_HALO = 16.0  # around a pair: nothing else is as near
+_ROW_GAP = (2.0, 4.0)  # between pictures that stand together
+_ROW_HALO = 16.0  # around them: nothing else is as near
 
 # A small encoder learns to read glyphs in minutes where each lies inside one token, and hardly where tokens cut them.
 _TOKEN = 14  # side in grid pixels
-_PRACTICE = (20, 8, 2)  # signs, paired pictures and single ones in a crowded scene, if they fit
+_PRACTICE_ROWS = (3, 2)  # pictures of one kind that stand together in a crowded scene, if they fit
+_PRACTICE_PAIRS, _PRACTICE_SINGLES, _PRACTICE_SIGNS = 3, 2, 20
 _PRACTICE_HALO = 8.0  # around pictures there, so that it is clear which belong together
 _OFF_CENTRE = 1.0  # largest distance of a glyph's centre from its token's, in x and in y, grid pixels
 
@@ -53,16 +54,16 @@ class _Plan:
     """What a scene is to contain.
 
     Attributes:
-        items: the pair, if there is one, then counted pictures, signs, and pictures that may be left out.
-        needed: how many of the items may not be left out.
-        has_pair: whether the first two stand together.
-        counted: name of the counted pictures; empty if there are none.
+        pair: two pictures that stand together; empty if there is no pair.
+        counted: one to three pictures of one kind that stand together; empty if nothing is counted.
+        signs: what is written on.
+        singles: other pictures, which may be left out.
     """
 
-    items: list[Item]
-    needed: int
-    has_pair: bool
-    counted: str
+    pair: list[Item]
+    counted: list[Item]
+    signs: list[Item]
+    singles: list[Item]
 
 
 def draw_layout(rng: RandomState) -> Layout:
@@ -78,8 +79,8 @@ def draw_layout(rng: RandomState) -> Layout:
         horizontal = bool(rng.uniform() < 0.6)
         placed = _place(rng, room, plan, horizontal)
         if placed is not None:
-            pairs = (Pair(first=0, second=1, horizontal=horizontal),) if plan.has_pair else ()
-            return _finish(rng, room, placed, pairs, plan.counted)
+            pairs = (Pair(first=0, second=1, horizontal=horizontal),) if plan.pair else ()
+            return _finish(rng, room, placed, pairs, plan.counted[0].name if plan.counted else "")
         attempts += 1
         room = _Room(room.image_size[0], room.image_size[1], room.grid)
         if attempts % 10 == 0:
@@ -93,19 +94,20 @@ def draw_practice(rng: RandomState) -> Layout:
         rng: where chance comes from.
     """
     room = _Room(2 * TILE, 2 * TILE, (2, 2))
-    signs, paired, single = _PRACTICE
-    names = [list(PICTURES)[i] for i in rng.permutation(len(PICTURES))[: paired + single].tolist()]
-    pictures = [draw_picture(rng, name) for name in names]
+    names = iter([list(PICTURES)[i] for i in rng.permutation(len(PICTURES)).tolist()])
+    rows = [[name] * count for count, name in zip(_PRACTICE_ROWS, names, strict=False)]
+    rows += [[next(names), next(names)] for _ in range(_PRACTICE_PAIRS)]
     placed: list[_Placed] = []
     pairs = []
-    for first, second in zip(pictures[:paired:2], pictures[1:paired:2], strict=True):
+    for row in rows:
         horizontal = bool(rng.uniform() < 0.5)
-        both = _place_pair(rng, room, first, second, horizontal, _PRACTICE_HALO)
-        if both is not None:
-            pairs.append(Pair(first=len(placed), second=len(placed) + 1, horizontal=horizontal))
-            placed += both
-    alone = [(item, _PRACTICE_HALO) for item in pictures[paired:]]
-    alone += [(sign, 0.5) for _ in range(signs // 4) for sign in draw_signs(rng, 4)]
+        found = _place_row(rng, room, [draw_picture(rng, name) for name in row], horizontal, _PRACTICE_HALO)
+        if found is not None:
+            if row[0] != row[-1]:
+                pairs.append(Pair(first=len(placed), second=len(placed) + 1, horizontal=horizontal))
+            placed += found
+    alone = [(draw_picture(rng, next(names)), _PRACTICE_HALO) for _ in range(_PRACTICE_SINGLES)]
+    alone += [(sign, 0.5) for _ in range(_PRACTICE_SIGNS // 4) for sign in draw_signs(rng, 4)]
     for item, gap in alone:
         place = room.find(rng, [(0, 0, item)], gap)
         if place is not None:
@@ -233,16 +235,14 @@ def _draw_plan(rng: RandomState, area: float) -> _Plan:
     # seven or eight objects have no room for a pair and three of a kind
     has_pair, has_counted = (True, True) if count > 8 else ((True, False) if rng.uniform() < 0.5 else (False, True))
     names = [list(PICTURES)[i] for i in rng.permutation(len(PICTURES)).tolist()]
-    pictures = names[:2] if has_pair else []
-    if has_counted:
-        pictures += [names[2]] * int(rng.randint(1, 4))
-    singles = names[3 : 3 + max(0, count - signs - len(pictures))]
-    items = [*(draw_picture(rng, name) for name in pictures), *draw_signs(rng, signs)]
+    pair = names[:2] if has_pair else []
+    counted = [names[2]] * int(rng.randint(1, 4)) if has_counted else []
+    singles = names[3 : 3 + max(0, count - signs - len(pair) - len(counted))]
     return _Plan(
-        items=[*items, *(draw_picture(rng, name) for name in singles)],
-        needed=len(items),
-        has_pair=has_pair,
-        counted=names[2] if has_counted else "",
+        pair=[draw_picture(rng, name) for name in pair],
+        counted=[draw_picture(rng, name) for name in counted],
+        signs=draw_signs(rng, signs),
+        singles=[draw_picture(rng, name) for name in singles],
     )
 
 
@@ -254,37 +254,36 @@ class _Placed:
 
 
 def _place(rng: RandomState, room: _Room, plan: _Plan, horizontal: bool) -> list[_Placed] | None:
-    """Return the items with their places; None if a needed one does not fit."""
+    """Return the items with their places; None if one that may not be left out does not fit."""
     placed: list[_Placed] = []
-    if plan.has_pair:
-        both = _place_pair(rng, room, plan.items[0], plan.items[1], horizontal, _PAIR_HALO)
-        if both is None:
+    for row, across in ((plan.pair, horizontal), (plan.counted, bool(rng.uniform() < 0.5))):
+        found = _place_row(rng, room, row, across, _ROW_HALO) if row else []
+        if found is None:
             return None
-        placed += both
-    for number in range(len(placed), len(plan.items)):
-        item = plan.items[number]
+        placed += found
+    for item in [*plan.signs, *plan.singles]:
         place = room.find(rng, [(0, 0, item)], _GAP)
         if place is not None:
             placed.append(_Placed(item=item, x=place[0], y=place[1]))
-        elif number < plan.needed:
+        elif item.glyph:
             return None
     return placed
 
 
-def _place_pair(
-    rng: RandomState, room: _Room, first: Item, second: Item, horizontal: bool, halo: float
+def _place_row(
+    rng: RandomState, room: _Room, items: Sequence[Item], horizontal: bool, halo: float
 ) -> list[_Placed] | None:
-    """Return two items side by side, or one above the other; None if there is no room for them."""
-    gap, slip = float(rng.uniform(*_PAIR_GAP)), float(rng.uniform(-3, 3))
-    if horizontal:
-        dx, dy = first.extent[2] + gap - second.extent[0], slip
-    else:
-        dx, dy = slip, first.extent[3] + gap - second.extent[1]
-    place = room.find(rng, [(0, 0, first), (dx, dy, second)], halo)
-    if place is None:
-        return None
-    x, y = place
-    return [_Placed(item=first, x=x, y=y), _Placed(item=second, x=x + dx, y=y + dy)]
+    """Return items side by side, or one below the other; None if there is no room for them."""
+    row = [(0.0, 0.0, items[0])]
+    for item in items[1:]:
+        x, y, last = row[-1]
+        gap, slip = float(rng.uniform(*_ROW_GAP)), float(rng.uniform(-3, 3))
+        if horizontal:
+            row.append((x + last.extent[2] + gap - item.extent[0], slip, item))
+        else:
+            row.append((slip, y + last.extent[3] + gap - item.extent[1], item))
+    place = room.find(rng, row, halo)
+    return None if place is None else [_Placed(item=item, x=place[0] + x, y=place[1] + y) for x, y, item in row]
 
 
 def _finish(rng: RandomState, room: _Room, items: list[_Placed], pairs: tuple[Pair, ...], counted: str) -> Layout:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 _WARMUP = 100  # steps
-_WEIGHT_DECAY = 0.05
+_WEIGHT_DECAY = 0.05  # of AdamW
 _CLIP = 1.0  # longest gradient of what AdamW optimises; Muon does not see lengths
 _MOMENTUM = 0.95
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of Muon's authors, five iterations
@@ -26,15 +26,18 @@ class Optimiser:
         weights: what is optimised, by name.
         rate: learning rate of AdamW.
         matrix_rate: of Muon, in the same unit.
+        matrix_decay: its weight decay.
         steps: how many there will be.
     """
 
-    def __init__(self, weights: Mapping[str, nn.Parameter], *, rate: float, matrix_rate: float, steps: int) -> None:
+    def __init__(
+        self, weights: Mapping[str, nn.Parameter], *, rate: float, matrix_rate: float, matrix_decay: float, steps: int
+    ) -> None:
         matrices = [weight for name, weight in weights.items() if ".layers." in name and weight.dim() == 2]
         taken = {id(weight) for weight in matrices}
         self._others = [weight for weight in weights.values() if id(weight) not in taken]
         self._optimisers: tuple[torch.optim.Optimizer, ...] = (
-            Muon(matrices, matrix_rate),
+            Muon(matrices, matrix_rate, matrix_decay),
             torch.optim.AdamW(self._others, lr=rate, weight_decay=_WEIGHT_DECAY, betas=(0.9, 0.98), fused=True),
         )
         self._schedules = [
@@ -61,13 +64,14 @@ class Muon(torch.optim.Optimizer):
     Args:
         matrices: (m, n) weights.
         rate: learning rate, in AdamW's unit.
+        decay: weight decay.
     """
 
-    def __init__(self, matrices: Iterable[nn.Parameter], rate: float) -> None:
+    def __init__(self, matrices: Iterable[nn.Parameter], rate: float, decay: float) -> None:
         shapes: dict[tuple[int, ...], list[nn.Parameter]] = {}
         for matrix in matrices:
             shapes.setdefault(tuple(matrix.shape), []).append(matrix)
-        super().__init__([{"params": alike} for alike in shapes.values()], {"lr": rate})
+        super().__init__([{"params": alike} for alike in shapes.values()], {"lr": rate, "weight_decay": decay})
 
     @torch.no_grad()
     def step(self, closure: object = None) -> None:  # type: ignore[override]
@@ -83,7 +87,7 @@ class Muon(torch.optim.Optimizer):
             update = orthogonalised(gradient.lerp(momentum, _MOMENTUM))  # Nesterov's
             length = _AS_ADAMW * math.sqrt(max(gradient.shape[1:]))
             for matrix, one in zip(matrices, update, strict=True):
-                matrix.mul_(1 - group["lr"] * _WEIGHT_DECAY).add_(one, alpha=-group["lr"] * length)
+                matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(one, alpha=-group["lr"] * length)
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Scenes drawn in advance for training: tiles as the model sees them, with what each visual token shows."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -22,21 +23,18 @@ FACTS = {
     "shape": tuple(SHAPES),
     "glyph": tuple(DIGITS + LETTERS),
     "picture": tuple(PICTURES),
-    "middle": ("middle",),
+    "number": ("1", "2", "3"),
     "neighbour": tuple(PICTURES),
 }
 """What can be known about a token, with the possible values; as labels they count from 1, 0 is none.
 
-A picture's middle is one token of the crops, so that who counts those counts pictures."""
+A picture's number is how many of its kind the scene has; they stand together in one tile."""
 
 UNREADABLE = -100
 """Label of a glyph in the thumbnail, which nobody has to read; `torch.nn.functional.cross_entropy` skips it."""
 
 GLYPH = list(FACTS).index("glyph")
 """Which of the facts is what is written on a sign."""
-
-MIDDLE = list(FACTS).index("middle")
-"""Which of the facts is that a picture has its middle there."""
 
 CLUTTER, DULL = 0.6, 0.001
 """How much vivid clutter draws CLS, and any thing that is not vivid; a vivid object: 1.
@@ -119,11 +117,11 @@ def _look(scene: Scene) -> Sample:
     crops = np.asarray(canvas).reshape(rows, TILE, columns, TILE, 3).swapaxes(1, 2).reshape(-1, TILE, TILE, 3)
     shown = token_labels([o.box for o in scene.objects], image_size, scene.grid, tile_size=TILE).astype(np.int8)
     facts = _facts(scene.objects, scene.pairs)[shown]
-    # a glyph is read where it stands, and a picture counted there: in the one token of the crops with its middle
+    # a glyph is read where it stands: in the one token of the crops with its middle
     points = [Box(left=x, top=y, right=x, bottom=y) for x, y in (o.glyph_centre for o in scene.objects)]
     middle = token_labels(points, image_size, scene.grid, tile_size=TILE) == shown
     middle[0] = False
-    facts[..., (GLYPH, MIDDLE)] *= middle[..., None]
+    facts[..., GLYPH] *= middle
     facts[0, shown[0] > 0, GLYPH] = UNREADABLE
     around = token_labels([one.box for one in scene.clutter], image_size, scene.grid, tile_size=TILE)
     objects = np.array([0.0, *(1.0 if one.vivid else DULL for one in scene.objects)], np.float32)
@@ -144,10 +142,11 @@ def _facts(objects: Sequence[Object], pairs: Sequence[Pair]) -> NDArray[np.int8]
     """Return what is known about nothing and about each object: (1 + objects, len(FACTS))."""
     neighbours = {pair.first: objects[pair.second].name for pair in pairs}
     neighbours |= {pair.second: objects[pair.first].name for pair in pairs}
+    numbers = Counter(one.name for one in objects if one.kind == "picture")
     table = np.zeros((1 + len(objects), len(FACTS)), np.int8)
     for i, one in enumerate(objects):
-        middle = "middle" if one.kind == "picture" else ""
-        values = (one.colour, one.shape, one.glyph, one.name, middle, neighbours.get(i, ""))
+        number = str(numbers[one.name]) if one.kind == "picture" else ""
+        values = (one.colour, one.shape, one.glyph, one.name, number, neighbours.get(i, ""))
         for column, (value, possible) in enumerate(zip(values, FACTS.values(), strict=True)):
             table[1 + i, column] = 1 + possible.index(value) if value else 0
     return table

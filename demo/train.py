@@ -39,7 +39,8 @@ TOKENIZER_SCENES = 3_000  # whose questions the tokenizer is made for
 ENCODER_STEPS, DECODER_STEPS, JOINT_STEPS = 3_200, 1_800, 600
 IMAGES = 16  # per step of decoder and joint stage
 RATE, MATRIX_RATE = 2e-3, 6e-3  # of the decoder
-JOINT_RATE, JOINT_MATRIX_RATE = 5e-4, 2e-3
+MATRIX_DECAY = 0.8  # with 0.05 the states of a question grow to ten times what attention adds to them
+JOINT_RATE, JOINT_MATRIX_RATE, JOINT_MATRIX_DECAY = 5e-4, 2e-3, 0.05
 EASY_STEPS, EASY_KEEP = 900, 0.35  # of the decoder's steps show few tokens, for speed: mostly objects
 ATTENTION_WEIGHT, ALIGNMENT_WEIGHT = 0.3, 0.3
 FEATURE_WEIGHT = 0.2  # of the encoder's own lessons in the joint stage
@@ -199,7 +200,7 @@ def _train_decoder(
         return _total(outcome), outcome.summary
 
     weights = {name: weight for name, weight in model.named_parameters() if "vision_tower" not in name}
-    optimiser = Optimiser(weights, rate=RATE, matrix_rate=MATRIX_RATE, steps=steps)
+    optimiser = Optimiser(weights, rate=RATE, matrix_rate=MATRIX_RATE, matrix_decay=MATRIX_DECAY, steps=steps)
     yield from _optimise(optimiser, steps, loss_of)
 
 
@@ -228,7 +229,9 @@ def _train_both(
         return _total(outcome) + FEATURE_WEIGHT * own, outcome.summary
 
     weights = dict(nn.ModuleList([model, heads]).named_parameters())
-    optimiser = Optimiser(weights, rate=JOINT_RATE, matrix_rate=JOINT_MATRIX_RATE, steps=steps)
+    optimiser = Optimiser(
+        weights, rate=JOINT_RATE, matrix_rate=JOINT_MATRIX_RATE, matrix_decay=JOINT_MATRIX_DECAY, steps=steps
+    )
     yield from _optimise(optimiser, steps, loss_of)
 
 
