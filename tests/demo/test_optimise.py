@@ -25,10 +25,10 @@ def test_a_step_is_that_of_torchs_muon() -> None:
     torch.manual_seed(0)
     start, gradients = torch.randn(16, 8), [torch.randn(16, 8) for _ in range(3)]
     own, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    rate = 0.02
+    rate, decay = 0.02, 0.1
     optimisers = (
-        Muon([own], rate),
-        torch.optim.Muon([theirs], lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        Muon([own], rate, decay),
+        torch.optim.Muon([theirs], lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
     )
     for gradient in gradients:
         for weight, optimiser in zip((own, theirs), optimisers, strict=True):
@@ -43,7 +43,7 @@ def test_matrices_of_blocks_are_muons_and_all_else_is_adamws() -> None:
     torch.manual_seed(0)
     names = ("a.layers.0.q.weight", "a.layers.0.q.bias", "embed.weight")
     weights = {name: nn.Parameter(torch.randn(6, 6) if "weight" in name else torch.randn(6)) for name in names}
-    optimiser = Optimiser(weights, rate=1e-2, matrix_rate=1e-1, steps=300)
+    optimiser = Optimiser(weights, rate=1e-2, matrix_rate=1e-1, matrix_decay=0.05, steps=300)
     muon, adamw = optimiser._optimisers
     assert [x for group in muon.param_groups for x in group["params"]] == [weights[names[0]]]
     assert [x for group in adamw.param_groups for x in group["params"]] == [weights[names[1]], weights[names[2]]]

@@ -174,19 +174,28 @@ def test_objects_fit_tokens_and_glyphs_need_the_crops(scenes: list[Scene]) -> No
                 assert o.glyph_height * shrunk <= 6
 
 
-def test_a_pair_lies_in_one_tile(scenes: list[Scene]) -> None:
-    pairs = 0
-    for scene, pair in ((one, pair) for one in scenes for pair in one.pairs):
-        one, other = (scene.objects[i].box for i in (pair.first, pair.second))
+def test_what_stands_together_lies_in_one_tile(scenes: list[Scene]) -> None:
+    """Pairs, and the pictures that are counted; nothing else is as near to either."""
+    pairs = counted = 0
+    for scene in scenes:
+        names = Counter(o.name for o in scene.objects if o.kind == "picture")
+        rows = [[scene.objects[i] for i in (pair.first, pair.second)] for pair in scene.pairs]
+        alike = [o for o in scene.objects if names[o.name] > 1]
+        pairs, counted = pairs + len(rows), counted + bool(alike)
         size, grid = image_size(scene), scene.grid
-        left, top, right, bottom = (
-            np.array([[b.left, b.top, b.right, b.bottom] for b in (one, other)]) * crop_scale(size, grid, TILE)
-            + crop_shift(size, grid, TILE)
-        ).T
-        assert left.min() // TILE == (right.max() - 1) // TILE
-        assert top.min() // TILE == (bottom.max() - 1) // TILE
-        pairs += 1
+        scale = crop_scale(size, grid, TILE)
+        for row in filter(None, [*rows, alike]):
+            boxes = np.array([[o.box.left, o.box.top, o.box.right, o.box.bottom] for o in row])
+            left, top, right, bottom = (boxes * scale + crop_shift(size, grid, TILE)).T
+            # up to a pixel: an image of whole pixels is stretched by slightly different factors
+            assert (left.min() + 1) // TILE == (right.max() - 1) // TILE
+            assert (top.min() + 1) // TILE == (bottom.max() - 1) // TILE
+            for one in row:
+                near = min(gap(one.box, o.box) for o in row if o is not one) * scale[0]
+                far = min(gap(one.box, o.box) for o in scene.objects if o not in row) * scale[0]
+                assert near < 5 < 15 < far
     assert pairs > 50
+    assert counted > 50
 
 
 def test_a_glyph_lies_in_one_token(scenes: list[Scene]) -> None:
