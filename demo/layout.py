@@ -95,7 +95,7 @@ def draw_practice(rng: RandomState) -> Layout:
     """
     room = _Room(2 * TILE, 2 * TILE, (2, 2))
     names = iter([list(PICTURES)[i] for i in rng.permutation(len(PICTURES)).tolist()])
-    rows = [[name] * count for count, name in zip(_PRACTICE_ROWS, names, strict=False)]
+    rows = [[next(names)] * count for count in _PRACTICE_ROWS]
     rows += [[next(names), next(names)] for _ in range(_PRACTICE_PAIRS)]
     placed: list[_Placed] = []
     pairs = []

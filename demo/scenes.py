@@ -96,7 +96,7 @@ class Layout:
         grid: rows and columns of tiles that the model cuts it into.
         objects: what questions ask about.
         pairs: pairs of pictures; at most one in a scene that is asked about.
-        counted: name of the picture that occurs one to three times; empty if there is none.
+        counted: name of the picture that occurs one to three times, in a row; empty if there is none.
         clutter: what lies around besides, and nobody asks about.
         stamps: how the objects, and the clutter before them, are drawn.
     """

@@ -36,7 +36,7 @@ from ptp.errors import ConfigError
 SEED = 0
 SCENES, PRACTICE = 20_000, 8_000
 TOKENIZER_SCENES = 3_000  # whose questions the tokenizer is made for
-ENCODER_STEPS, DECODER_STEPS, JOINT_STEPS = 3_200, 1_800, 600
+ENCODER_STEPS, DECODER_STEPS, JOINT_STEPS = 3_200, 1_800, 350
 IMAGES = 16  # per step of decoder and joint stage
 RATE, MATRIX_RATE = 2e-3, 6e-3  # of the decoder
 MATRIX_DECAY = 0.8  # with 0.05 the states of a question grow to ten times what attention adds to them

@@ -11,6 +11,7 @@ from checkpoints import Geometry, write_checkpoint
 
 from ptp.demo import CHECKPOINT
 from ptp.export.config import ExportConfig
+from ptp.export.graph_writer import GraphWriter
 from ptp.export.pipeline import export
 
 
@@ -19,6 +20,31 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _the_demos_language_model_is_traced_once(tmp_path_factory: pytest.TempPathFactory):
+    """Exports of the demo differ in their vision graph; tracing the others again is half of the time they take."""
+    shared, made = tmp_path_factory.mktemp("graphs"), {}
+    write = GraphWriter.write
+
+    def write_once(self, module, io, name, **options):
+        config = self.plan.config
+        if name not in ("embed_tokens", "decoder_model_merged") or config.model not in ("demo", str(CHECKPOINT)):
+            return write(self, module, io, name, **options)
+        key = repr((name, io, config.opset, config.precision, config.quantization))
+        if key in made:
+            spec, kept = made[key]
+            (self.stage / spec.file).parent.mkdir(exist_ok=True)
+            shutil.copy(kept, self.stage / spec.file)
+        else:
+            spec = write(self, module, io, name, **options)
+            made[key] = spec, shutil.copy(self.stage / spec.file, shared / str(len(made)))
+        return made[key][0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GraphWriter, "write", write_once)
         yield
 
 
