@@ -136,10 +136,11 @@ def test_labels_tell_what_is_there(sample: Sample) -> None:
     assert set(np.unique(sample.facts[0, ..., GLYPH])) == {0, UNREADABLE}
     for number, one in enumerate(sample.objects, start=1):
         facts = sample.facts[sample.shown == number]
-        number = str(sum(o.name == one.name for o in sample.objects)) if one.kind == "picture" else ""
-        for column, value in enumerate((one.colour, one.shape, "", one.name, number)):
-            if value:
-                assert (facts[:, column] == FACTS[list(FACTS)[column]].index(value) + 1).all()
+        alike = str(sum(o.name == one.name for o in sample.objects)) if one.kind == "picture" else ""
+        values = {"colour": one.colour, "shape": one.shape, "picture": one.name, "number": alike}
+        for name, value in values.items():
+            expected = FACTS[name].index(value) + 1 if value else 0
+            assert (facts[:, list(FACTS).index(name)] == expected).all()
     neighbours = {FACTS["neighbour"][i - 1] for i in sample.facts[..., -1].ravel() if i > 0}
     scene = make_scene(SPLIT, INDEX)
     assert neighbours == {scene.objects[i].name for pair in scene.pairs for i in (pair.first, pair.second)}
