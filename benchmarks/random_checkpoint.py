@@ -1,9 +1,10 @@
 """Random LLaVA-NeXT checkpoints on disk, made by transformers' own classes: tiny ones for tests, and the benchmark's.
 
-    python -m ptp.benchmarks.random_checkpoint FOLDER
+    python -m ptp.benchmarks.random_checkpoint FOLDER [--size 7b]
 
 writes the model that `docs/performance.md` measures, CLIP-L/336 with a language model of Qwen2-0.5B's shape (3.2 GB),
 and beside it `photograph.jpg`: scikit-image's `retina`, a photograph of 1411×1411 pixels (Mikael Häggström, CC0 1.0).
+With `--size 7b` it is LLaVA-NeXT-7B's sizes in FP16, CLIP-L/336 and Mistral-7B (15 GB).
 Speed depends on sizes, not on what the weights were trained for.
 """
 
@@ -145,8 +146,13 @@ def write_checkpoint(folder: Path, geometry: Geometry, *, seed: int = 0, dtype: 
     return folder
 
 
-def write_large_checkpoint(folder: Path, geometry: Geometry, *, seed: int = 0, dtype: torch.dtype) -> Path:
-    """Write a random checkpoint that need not fit into memory, in files of 2 GB, and return its folder."""
+def write_large_checkpoint(
+    folder: Path, geometry: Geometry, *, seed: int = 0, dtype: torch.dtype, device: str = "cpu"
+) -> Path:
+    """Write a random checkpoint that need not fit into memory, in files of 2 GB, and return its folder.
+
+    A GPU draws the numbers in seconds (`device`), and others than the CPU does.
+    """
     config = _write_processor(folder, geometry)
     config.save_pretrained(folder)
     _generation_config(config).save_pretrained(folder)
@@ -158,7 +164,7 @@ def write_large_checkpoint(folder: Path, geometry: Geometry, *, seed: int = 0, d
     }
     for number, (name, shape) in enumerate(shapes.items(), start=1):
         if len(shape) > 1:
-            part[name] = torch.empty(shape).normal_(0, _deviation(name, shape)).to(dtype)
+            part[name] = torch.empty(shape, device=device).normal_(0, _deviation(name, shape)).to(dtype)
         else:
             part[name] = torch.full(shape, float("norm" in name and name.endswith("weight")), dtype=dtype)
         if number == len(shapes) or sum(tensor.nbytes for tensor in part.values()) > SHARD_BYTES:
@@ -232,11 +238,17 @@ def _write_processor(folder: Path, geometry: Geometry) -> LlavaNextConfig:
 
 
 def main() -> None:
-    """Write the benchmark's checkpoint and photograph."""
+    """Write a checkpoint, and the benchmark's photograph."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    write_checkpoint(folder, BENCHMARK)
+    parser.add_argument("--size", choices=("0.5b", "7b"), default="0.5b", help="of the language model")
+    options = parser.parse_args()
+    folder = options.folder
+    if options.size == "7b":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        write_large_checkpoint(folder, SEVEN_B, dtype=torch.float16, device=device)
+    else:
+        write_checkpoint(folder, BENCHMARK)
     with as_file(files("skimage") / "data" / "retina.jpg") as photograph:
         shutil.copyfile(photograph, folder / "photograph.jpg")
     print(folder)

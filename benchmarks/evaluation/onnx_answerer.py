@@ -17,7 +17,7 @@ from ptp import Pipeline
 from ptp.benchmarks.evaluation.variants import PtpOptions
 from ptp.bundle import open_bundle
 from ptp.bundle.hashes import sha256_of
-from ptp.bundle.manifest import Alpha, PositionPolicy, WeightType
+from ptp.bundle.manifest import Alpha, PositionPolicy, Precision, WeightType
 from ptp.export.checkpoint import SMALL_FILES, Checkpoint
 from ptp.export.config import DEFAULT_OPSET, QUANTIZED_OPSET, ExportConfig, Optimize
 from ptp.export.graph_writer import Progress
@@ -42,7 +42,8 @@ class Bundles:
         revision: the revision that it was opened by.
         folder: where bundles stay.
         max_prompt: most text tokens of a prompt.
-        quantize: type of the language model's matrices, FP32 if None.
+        precision: of weights, inputs and outputs.
+        quantize: type of the language model's matrices, `precision` if None.
         optimize: backend that gets a decoder of its own.
         progress: told of every step of an export.
     """
@@ -55,6 +56,7 @@ class Bundles:
         revision: str | None,
         folder: Path,
         max_prompt: int,
+        precision: Precision = "fp32",
         quantize: WeightType | None = None,
         optimize: Optimize | None = None,
         progress: Progress | None = None,
@@ -64,6 +66,7 @@ class Bundles:
         self._revision = revision
         self._folder = folder
         self._max_prompt = max_prompt
+        self._precision = precision
         self._quantize = quantize
         self._optimize = optimize
         self._progress = progress
@@ -93,6 +96,7 @@ class Bundles:
             region=options.region,
             newline=options.newline,
             max_prompt=self._max_prompt,
+            precision=self._precision,
             quantize=self._quantize,
             optimize=self._optimize,
             opset=QUANTIZED_OPSET if self._quantize else DEFAULT_OPSET,

@@ -5,19 +5,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 from rich import progress as bars
 from rich.console import Console
 
+from ptp.benchmarks.speed.turn import Device
 from ptp.budgets import parse_fraction
-from ptp.bundle.manifest import Instruction
+from ptp.bundle.manifest import Instruction, Precision
 from ptp.demo import CHECKPOINT
 from ptp.errors import ConfigError
 
 if TYPE_CHECKING:
     from ptp.benchmarks.speed.benchmark import Progress
+    from ptp.export.checkpoint import Checkpoint
     from ptp.export.graph_writer import Progress as Steps
 
 IMAGE = CHECKPOINT / "evaluation/scene-0.jpg"
@@ -29,7 +31,8 @@ Opt = typer.Option
 def bench(
     bundles: Annotated[list[Path] | None, typer.Argument(metavar="[BUNDLE]...", help="folders of ptp export")] = None,
     checkpoint: Annotated[
-        str | None, Opt(help="short name, Hugging Face id or folder: export it, measure transformers too")
+        str | None,
+        Opt(help="short name, Hugging Face id or folder: measure transformers, too; exported without BUNDLE"),
     ] = None,
     keep: Annotated[
         str | None, Opt(metavar="R,…", help="fractions of visual tokens kept (default: 1,0.5,0.25,0.1, as bundles can)")
@@ -42,6 +45,10 @@ def bench(
     peers: Annotated[
         str, Opt(metavar="A,…|none", help="of transformers, with --checkpoint: eager, compile")
     ] = "eager,compile",
+    device: Annotated[str, Opt(metavar="cpu|cuda", help="what ONNX Runtime and transformers run on")] = "cpu",
+    dtype: Annotated[
+        str | None, Opt(metavar="fp32|fp16", help="of the bundle that --checkpoint is exported to (default: fp32)")
+    ] = None,
     openvino_genai: Annotated[Path | None, Opt(help="the checkpoint as optimum-cli converted it")] = None,
     instruction: Annotated[Instruction, Opt(help="of the bundle that --checkpoint is exported to")] = "attention",
     repeats: Annotated[int, Opt(help="measured answers of each side at each keep")] = 5,
@@ -56,10 +63,15 @@ def bench(
     from ptp.benchmarks.speed import machine, plan
     from ptp.benchmarks.speed.benchmark import Turns, measure, sum_up, write
     from ptp.benchmarks.speed.tables import to_markdown
+    from ptp.bundle import read_manifest
 
     folders = list(bundles or ())
-    if bool(folders) == (checkpoint is not None):
-        raise ConfigError("say once what to measure", expected="BUNDLE… or --checkpoint")
+    if not folders and checkpoint is None:
+        raise ConfigError("say what to measure", expected="BUNDLE… or --checkpoint")
+    if dtype not in (None, *get_args(Precision)):
+        raise ConfigError("no such --dtype", got=dtype, expected=" or ".join(get_args(Precision)))
+    if folders and dtype:
+        raise ConfigError("--dtype is of an export, and bundles were given", do="leave one out")
     if repeats < 1:
         raise ConfigError("--repeats is out of range", got=repeats, expected="at least 1")
     question = plan.Question(
@@ -68,16 +80,21 @@ def bench(
         threads=threads or machine.usable_cores(),
         warmup=warmup,
         max_new_tokens=max_new_tokens,
+        device=cast("Device", device),
     )
     keeps = None if keep is None else [parse_fraction(text, "--keep") for text in keep.split(",")]
-    named, missing = plan.backends(backend)
+    named, missing = plan.backends(backend, question.device)
     genai, missing_genai = plan.genai_entry(openvino_genai, question)
     with _progress() as (measured, step):
         entries = genai
         if checkpoint is not None:
-            folder, bundle = _export(checkpoint, instruction, out / "bundles", step)
-            others, missing_peers = plan.peer_entries(folder, peers, question)
-            folders, entries = [bundle], others + genai
+            opened = _open(checkpoint)
+            folders = folders or [
+                _export(opened, checkpoint, instruction, cast("Precision", dtype or "fp32"), out / "bundles", step)
+            ]
+            precision = read_manifest(folders[0]).model.precision
+            others, missing_peers = plan.peer_entries(opened.folder, peers, question, precision)
+            entries = others + genai
             missing |= missing_peers
         else:
             missing["transformers"] = "no --checkpoint was given"
@@ -91,7 +108,8 @@ def bench(
             "warmup": str(warmup),
             "tokens": str(max_new_tokens),
         }
-        facts, versions = machine.describe(), machine.libraries()
+        about |= {"device": device} if device != "cpu" else {}
+        facts, versions = machine.describe(question.device), machine.libraries()
         models = {f"bundle {x.resolve().name}": _sha256(x / "ptp_config.json")[:12] for x in folders}
         turns = Turns(out, about | facts | versions | models, force=force)
         found = measure(entries, turns, repeats, measured)
@@ -115,11 +133,8 @@ def bench(
     typer.echo(text if as_json else "\n".join([to_markdown(results), *map(str, paths)]), nl=not as_json)
 
 
-def _export(checkpoint: str, instruction: Instruction, folder: Path, step: "Steps") -> tuple[Path, Path]:
-    """Return a checkpoint's folder, and a bundle of it that serves every keep, exported if it is not there."""
+def _open(checkpoint: str) -> "Checkpoint":
     try:
-        from ptp.benchmarks.evaluation.onnx_answerer import Bundles
-        from ptp.benchmarks.evaluation.variants import PtpOptions
         from ptp.export.checkpoint import open_checkpoint
     except ModuleNotFoundError as error:
         raise ConfigError(
@@ -127,17 +142,27 @@ def _export(checkpoint: str, instruction: Instruction, folder: Path, step: "Step
             got=f"no module {error.name!r}",
             do='pip install "ptp-export[export]", or name bundles',
         ) from error
-    opened = open_checkpoint(checkpoint, None, weights=True)
+    return open_checkpoint(checkpoint, None, weights=True)
+
+
+def _export(
+    opened: "Checkpoint", model: str, instruction: Instruction, precision: Precision, folder: Path, step: "Steps"
+) -> Path:
+    """Return a bundle of a checkpoint that serves every keep, exported if it is not there."""
+    from ptp.benchmarks.evaluation.onnx_answerer import Bundles
+    from ptp.benchmarks.evaluation.variants import PtpOptions
+
     found = Bundles(
         opened,
-        model=checkpoint,
+        model=model,
         revision=None,
         folder=folder,
         max_prompt=MAX_PROMPT,
+        precision=precision,
         optimize="onnxruntime",
         progress=step,
     )
-    return opened.folder, found.get(PtpOptions(instruction=instruction))
+    return found.get(PtpOptions(instruction=instruction))
 
 
 def _pruners(bundles: list[Path], folder: Path) -> tuple[dict[Path, Path], dict[str, str]]:

@@ -5,17 +5,32 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-LIBRARIES = ("ptp-export", "onnxruntime", "openvino", "openvino-genai", "numpy", "pillow", "torch", "transformers")
+from ptp.benchmarks.speed.turn import Device
+from ptp.cuda import find_device
+
+LIBRARIES = (
+    "ptp-export",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "openvino-genai",
+    "numpy",
+    "pillow",
+    "torch",
+    "transformers",
+)
 
 
-def describe() -> dict[str, str]:
-    """Return CPU, cores and memory; what the system does not tell is left out."""
+def describe(device: Device = "cpu") -> dict[str, str]:
+    """Return CPU, cores and memory, and the GPU that is measured; what the system does not tell is left out."""
     found = {"cpu": _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()}
     found["cores"] = str(usable_cores())
     if memory := _field("/proc/meminfo", "MemTotal"):
         found["memory"] = f"{int(memory.split()[0]) / 2**20:.1f} GiB"
     vectors = [name for name in ("avx512f", "avx2", "asimd") if name in _flags()]
-    return found | {"vectors": vectors[0] if vectors else "unknown", "system": platform.platform()}
+    found |= {"vectors": vectors[0] if vectors else "unknown", "system": platform.platform()}
+    gpu = find_device() if device == "cuda" else None
+    return found | ({"gpu": f"{gpu.name}, {gpu.memory_bytes / 2**30:.1f} GiB"} if gpu else {})
 
 
 def libraries() -> dict[str, str]:

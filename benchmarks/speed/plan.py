@@ -6,15 +6,19 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
 
 from ptp.benchmarks.speed.benchmark import Entry
-from ptp.benchmarks.speed.turn import Job
+from ptp.benchmarks.speed.turn import Device, Job
 from ptp.budgets import num_kept_at
 from ptp.bundle import Manifest, read_manifest
+from ptp.bundle.manifest import Precision
+from ptp.cuda import device_problem, find_device
 from ptp.errors import ConfigError
 from ptp.runtime.backends.registry import BACKENDS
 
 CPU_BACKENDS = ("onnxruntime", "openvino")
+ON_CPU = "it runs on the CPU, and --device cuda was asked for"
 PEERS = {"eager": "transformers", "compile": "transformers, torch.compile"}
 
 
@@ -28,6 +32,7 @@ class Question:
         threads: CPU threads.
         warmup: answers before the one that counts.
         max_new_tokens: tokens of an answer.
+        device: what ONNX Runtime and transformers run on, `cpu` or `cuda`.
 
     Raises:
         ConfigError: a number is out of range, or there is no such file.
@@ -38,6 +43,7 @@ class Question:
     threads: int
     warmup: int
     max_new_tokens: int
+    device: Device = "cpu"
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -49,6 +55,10 @@ class Question:
                 raise ConfigError(f"{name} is out of range", got=value, expected=f"at least {least}")
         if not self.image.is_file():
             raise ConfigError("--image is not a file", got=self.image)
+        if self.device not in get_args(Device):
+            raise ConfigError("no such device", got=self.device, expected=" or ".join(get_args(Device)))
+        if self.device == "cuda" and find_device() is None:
+            raise ConfigError("--device cuda needs a GPU", got=device_problem())
 
     @property
     def job(self) -> Job:
@@ -57,6 +67,7 @@ class Question:
             kind="ptp",
             model="",
             backend="",
+            device=self.device,
             image=str(self.image.absolute()),
             prompt=self.prompt,
             threads=self.threads,
@@ -65,8 +76,8 @@ class Question:
         )
 
 
-def backends(named: str | None) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Return our backends, by default all for the CPU that are installed, and why others are not measured.
+def backends(named: str | None, device: Device) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return our backends, by default all for the device that are installed, and why others are not measured.
 
     Raises:
         ConfigError: a name is none.
@@ -76,6 +87,8 @@ def backends(named: str | None) -> tuple[tuple[str, ...], dict[str, str]]:
         if unknown := [name for name in chosen if name not in BACKENDS]:
             raise ConfigError("no such backend", got=", ".join(unknown), expected=" or ".join(BACKENDS))
         return chosen, {}
+    if device == "cuda":
+        return CPU_BACKENDS[:1], {"PTP on openvino": ON_CPU}
     if find_spec("openvino") is None:
         return CPU_BACKENDS[:1], {"PTP on openvino": 'not installed; pip install "ptp-export[openvino]"'}
     return CPU_BACKENDS, {}
@@ -134,8 +147,16 @@ def _keeps(manifest: Manifest, keeps: Sequence[Fraction] | None) -> tuple[Fracti
     return tuple(dict.fromkeys(keeps))
 
 
-def peer_entries(checkpoint: Path, named: str, question: Question) -> tuple[list[Entry], dict[str, str]]:
+def peer_entries(
+    checkpoint: Path, named: str, question: Question, precision: Precision = "fp32"
+) -> tuple[list[Entry], dict[str, str]]:
     """Return the entries of transformers, and why others are not measured.
+
+    Args:
+        checkpoint: its folder.
+        named: what of transformers to measure.
+        question: what is asked.
+        precision: what transformers computes in.
 
     Raises:
         ConfigError: a name is none.
@@ -144,11 +165,12 @@ def peer_entries(checkpoint: Path, named: str, question: Question) -> tuple[list
     if unknown := [name for name in chosen if name not in PEERS]:
         raise ConfigError("no such peer", got=", ".join(unknown), expected=f"{', '.join(PEERS)} or none")
     missing = {PEERS[name]: "left out by --peers" for name in PEERS if name not in chosen}
-    if "compile" in chosen and not any(shutil.which(name) for name in ("g++", "clang++")):
+    if "compile" in chosen and question.device == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++")):
         chosen.remove("compile")
         missing[PEERS["compile"]] = "torch.compile needs a C++ compiler on the CPU, and there is none"
-    jobs = [replace(question.job, kind="transformers", model=str(checkpoint.absolute()), backend=x) for x in chosen]
-    return [Entry(side=PEERS[job.backend], keep=Fraction(1), precision="fp32", job=job) for job in jobs], missing
+    job = replace(question.job, kind="transformers", model=str(checkpoint.absolute()), precision=precision)
+    jobs = [replace(job, backend=name) for name in chosen]
+    return [Entry(side=PEERS[job.backend], keep=Fraction(1), precision=precision, job=job) for job in jobs], missing
 
 
 def genai_entry(folder: Path | None, question: Question) -> tuple[list[Entry], dict[str, str]]:
@@ -167,6 +189,8 @@ def genai_entry(folder: Path | None, question: Question) -> tuple[list[Entry], d
             expected="a folder with openvino_language_model.xml",
             do="make one with optimum-cli export openvino (docs/performance.md)",
         )
+    if question.device == "cuda":
+        return [], {name: ON_CPU}
     if find_spec("openvino_genai") is None:
         return [], {name: "not installed; pip install openvino-genai"}
     job = replace(question.job, kind="openvino-genai", model=str(folder.absolute()), backend="CPU")

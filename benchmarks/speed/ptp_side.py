@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnxruntime as ort
+
 from ptp.benchmarks.random_feeds import random_feeds
 from ptp.benchmarks.speed.turn import Job, Laps, Run
 from ptp.bundle import Bundle, open_bundle
@@ -33,8 +35,12 @@ class PtpSide:
         bundle = open_bundle(job.model)
         if bundle.manifest.batch != 1:
             raise ConfigError("a benchmark asks about one image at a time", got=f"--batch {bundle.manifest.batch}")
-        threads = job.threads if "threads" in BACKENDS[job.backend].options else None
-        self._load = graph_loader(job.backend, threads=threads)
+        options = BACKENDS[job.backend].options
+        self._load = graph_loader(
+            job.backend,
+            threads=job.threads if "threads" in options else None,
+            provider=job.device if "provider" in options else None,
+        )
         self._bundle = bundle
         self._vision: _Remembers | None = None
         self._encoder = VisualEncoder(bundle, self._load_and_remember)
@@ -78,6 +84,8 @@ class PtpSide:
         known = self._vision.feeds
         sizes = {"num_kept": int(known["num_kept"][0])} if "num_kept" in known else {}
         feeds = random_feeds(spec.inputs, known, sizes)
+        if self._job.device == "cuda":  # where the encoder would leave its values
+            feeds = {name: ort.OrtValue.ortvalue_from_numpy(x, "cuda") for name, x in feeds.items()}
         return lambda: graph.run(feeds)
 
     def _load_and_remember(self, bundle: Bundle, spec: GraphSpec) -> Graph:

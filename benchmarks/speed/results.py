@@ -86,6 +86,7 @@ class Case(_Frozen):
         precision: of weights and products.
         load_ms: until the first answer could begin, median.
         peak_cpu_memory_bytes: largest over the turns, each a process of its own; 0 where the system does not say.
+        peak_gpu_memory_bytes: likewise, of the GPU (`Turn`); 0 without one.
         other_cpu_share: largest share of the machine's CPU time that other processes took during an answer.
         details: attention, image processor, …
         token_ids: of the first turn's answer.
@@ -104,6 +105,8 @@ class Case(_Frozen):
     load_ms: float
     peak_cpu_memory_bytes: int
     peak_cpu_memory_mb: float
+    peak_gpu_memory_bytes: int
+    peak_gpu_memory_mb: float
     other_cpu_share: float | None
     details: dict[str, str]
     token_ids: tuple[int, ...]
@@ -208,6 +211,7 @@ def summed_up(
     count, tokens, prefill = len(runs), runs[0].prompt_tokens, stats["llm_prefill"].median_ms
     shares = [turn.other_cpu_share for turn in turns if turn.other_cpu_share is not None]
     peak = max(turn.peak_cpu_memory_bytes for turn in turns)
+    gpu = max(turn.peak_gpu_memory_bytes for turn in turns)
     return Case(
         side=side,
         kind=kind,
@@ -235,6 +239,8 @@ def summed_up(
         load_ms=statistics.median(turn.load_ms for turn in turns),
         peak_cpu_memory_bytes=peak,
         peak_cpu_memory_mb=peak / MIB,
+        peak_gpu_memory_bytes=gpu,
+        peak_gpu_memory_mb=gpu / MIB,
         other_cpu_share=max(shares, default=None),
         details=turns[0].details,
         token_ids=tuple(runs[0].token_ids),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from ptp.benchmarks.speed.results import Benchmark, Case
+from ptp.benchmarks.speed.results import MIB, Benchmark, Case
 
 NOTHING = "–"
 BUSY = 0.05
@@ -20,12 +20,14 @@ COLUMNS = {
 def to_markdown(benchmark: Benchmark) -> str:
     """Return the figures, the bars, and what they are of."""
     settings, cases = benchmark.settings, benchmark.cases
+    gpu = any(case.peak_gpu_memory_bytes for case in cases)
     parts = [
         f"Medians of {settings['repeats']} answers, each in a process of its own after {settings['warmup']} that "
         "warmed it up, the sides in turns; milliseconds. ×: the TTFT of the first line / this TTFT.",
         _table(
-            ["side", "keep", "image tokens", *COLUMNS.values(), "×", "tokens/s", "memory, MiB"],
-            [_row(case, cases[0]) for case in cases],
+            ["side", "keep", "image tokens", *COLUMNS.values(), "×", "tokens/s", "memory, MiB"]
+            + ["of the GPU, MiB"] * gpu,
+            [_row(case, cases[0]) + [_mib(case.peak_gpu_memory_bytes)] * gpu for case in cases],
         ),
         "## Bars",
         _table(
@@ -55,8 +57,12 @@ def _row(case: Case, first: Case) -> list[str]:
         *(_ms(case.median_ms(stage)) for stage in COLUMNS),
         f"{first.ttft_ms / case.ttft_ms:.2f}",
         f"{case.generation.tokens_per_second:.1f}" if case.generation else NOTHING,
-        f"{case.peak_cpu_memory_mb:.0f}" if case.peak_cpu_memory_bytes else NOTHING,
+        _mib(case.peak_cpu_memory_bytes),
     ]
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:.0f}" if size else NOTHING
 
 
 def _number(value: float | None) -> str:

@@ -9,11 +9,11 @@ from PIL import Image
 from transformers.generation.streamers import BaseStreamer
 
 from ptp.benchmarks.speed.turn import Job, Laps, Run
-from ptp.export.checkpoint import open_checkpoint
+from ptp.export.checkpoint import DTYPES, open_checkpoint
 
 
 class TransformersSide:
-    """A checkpoint in FP32, eager or with its vision tower and its language model compiled (implements `Runner`).
+    """A checkpoint, eager or with vision tower and language model compiled (implements `Runner`).
 
     `generate` gives no times. The first call of the projector's hook ends the vision stage (packing the tokens counts
     as prefill), and a streamer hears of each token.
@@ -27,7 +27,8 @@ class TransformersSide:
         transformers.logging.set_verbosity_error()
         checkpoint = open_checkpoint(job.model, None, weights=True)
         load = checkpoint.adapter.load_class().from_pretrained
-        self._model = model = load(checkpoint.folder, dtype=torch.float32).eval()
+        self._dtype = DTYPES[job.precision]
+        self._model = model = load(checkpoint.folder, dtype=self._dtype).eval().to(job.device)
         model.generation_config.eos_token_id = None  # all sides answer with equally many tokens
         self._processor = checkpoint.processor
         self._image_token: int = checkpoint.config.image_token_id
@@ -46,7 +47,7 @@ class TransformersSide:
         """See `Runner.run`."""
         job = self._job
         self._laps = laps = Laps()
-        inputs = self._inputs()
+        inputs = self._inputs().to(job.device, self._dtype)
         laps.lap("preprocess")
         streamer = _Tokens(laps)
         with torch.inference_mode():
@@ -75,6 +76,8 @@ class TransformersSide:
         )
 
     def _projected(self, module: Any, inputs: Any, output: Any) -> None:
+        if self._job.device == "cuda":
+            torch.cuda.synchronize()
         self._laps.lap("vision_encoder")
 
 

@@ -8,9 +8,11 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
+from ptp.bundle.manifest import Precision
 from ptp.errors import BackendError
 
 SideKind = Literal["ptp", "transformers", "openvino-genai"]
+Device = Literal["cpu", "cuda"]
 
 STAGES = ("preprocess", "vision_encoder", "llm_prefill", "llm_generation")
 """In the order they run; the last three are TensorRT Edge-LLM's names."""
@@ -24,6 +26,8 @@ class Job:
         kind: what answers.
         model: folder of the bundle, of the checkpoint, or of the OpenVINO GenAI model.
         backend: of `ptp` the runtime's backend, of `transformers` `eager` or `compile`, of `openvino-genai` the device.
+        device: what ONNX Runtime and transformers run on, `cpu` or `cuda`.
+        precision: that transformers computes in, `fp32` or `fp16`.
         keep: fraction of visual tokens kept, as a fraction's text; None where that is fixed.
         image: file.
         prompt: question.
@@ -36,6 +40,8 @@ class Job:
     kind: SideKind
     model: str
     backend: str
+    device: Device = "cpu"
+    precision: Precision = "fp32"
     keep: str | None = None
     image: str
     prompt: str
@@ -73,6 +79,8 @@ class Turn:
         peak_cpu_memory_bytes: largest resident size of the process, loading included; 0 where the system does not say.
         other_cpu_share: share of the machine's CPU time that other processes took during the answer; None where the
             system does not say.
+        peak_gpu_memory_bytes: device memory in use after the answer less that before loading; both libraries keep what
+            they took. 0 without a device.
         details: what else a reader of the figures should know.
     """
 
@@ -81,6 +89,7 @@ class Turn:
     prune_ms: float | None
     peak_cpu_memory_bytes: int
     other_cpu_share: float | None
+    peak_gpu_memory_bytes: int = 0
     details: dict[str, str] = field(default_factory=dict)
 
     @classmethod

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from ptp.benchmarks.speed.turn import Job, Run, Runner, Turn
+from ptp.cuda import used_memory
 from ptp.errors import PtpError
 from ptp.peak_memory import peak_bytes
 
@@ -33,19 +34,21 @@ def main() -> None:
 
 def work(job: Job) -> Turn:
     """Load a side, warm it up, time one answer and, where asked for, the pruner's own graph."""
+    before = _gpu_bytes(job)
     start = time.perf_counter()
     runner = load(job)
     load_ms = 1000 * (time.perf_counter() - start)
     for _ in range(job.warmup):
         runner.run()
     run, others = watched(runner)
-    peak = peak_bytes()
+    peak, gpu = peak_bytes(), _gpu_bytes(job) - before
     return Turn(
         run=run,
         load_ms=load_ms,
         prune_ms=None if job.pruner is None else time_pruner(runner, Path(job.pruner)),
         peak_cpu_memory_bytes=peak,
         other_cpu_share=others,
+        peak_gpu_memory_bytes=gpu,
         details=runner.details,
     )
 
@@ -89,6 +92,10 @@ def watched(runner: Runner) -> tuple[Run, float | None]:
         return run, None
     busy, total = (now - then for now, then in zip(after, before, strict=True))
     return run, max(0.0, busy - own) / total
+
+
+def _gpu_bytes(job: Job) -> int:
+    return used_memory() if job.device == "cuda" else 0
 
 
 def _cpu_seconds() -> tuple[float, float] | None:

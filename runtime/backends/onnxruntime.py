@@ -1,6 +1,8 @@
 """ONNX Runtime: on the CPU, or on a GPU through its CUDA and TensorRT execution providers."""
 
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -105,7 +107,7 @@ class OnnxRuntimeGraph:
 
 
 class InPlaceDecoder(OnnxRuntimeGraph):
-    """A decoder that writes new keys and values into the buffers that hold the past (implements `Graph` on the CPU).
+    """A decoder that writes new keys and values into the buffers that hold the past (implements `Graph`).
 
     To its user it is the decoder whose cache grows by concatenation: past goes in, past and new rows come out, and what
     came out never changes. The arguments are those of `OnnxRuntimeGraph`.
@@ -115,7 +117,7 @@ class InPlaceDecoder(OnnxRuntimeGraph):
         """See `Graph.run`."""
         past = {name: value for name, value in feeds.items() if name.startswith("past_key_values.")}
         total = self._total(feeds, past)
-        cache = room_for(past, total)
+        cache = room_for(past, total, self._device)
         pairs = {output.name: becomes(output.name) for output in self.outputs if becomes(output.name) in past}
         places = {output: cache.values[name] for output, name in pairs.items()}
         outputs = self._run({**feeds, **cache.values}, places)
@@ -154,12 +156,18 @@ def loader(provider: str, *, threads: int | None) -> LoadGraph:
         own = 1 if spec == graphs.embed_tokens else threads
         if provider == "cpu" and spec == graphs.vision_encoder:
             spec = graphs.vision_encoder_onnxruntime or spec
-        if provider == "cpu" and spec == graphs.decoder_model_merged:
-            spec = graphs.decoder_onnxruntime or spec
+        if spec == graphs.decoder_model_merged and graphs.decoder_onnxruntime is not None:
+            spec = graphs.decoder_onnxruntime if _takes_fused(provider, graphs.decoder_onnxruntime) else spec
         graph = InPlaceDecoder if spec == graphs.decoder_onnxruntime else OnnxRuntimeGraph
         return graph(bundle.path(spec.file), spec, provider=provider, threads=own)
 
     return load
+
+
+def _takes_fused(provider: str, fused: GraphSpec) -> bool:
+    """Return whether a provider has a kernel of GroupQueryAttention for a decoder: CUDA's computes in FP16 alone."""
+    half = all(tensor.dtype == "float16" for tensor in fused.inputs if tensor.name == "inputs_embeds")
+    return provider == "cpu" or (provider == "cuda" and half)
 
 
 def _providers(provider: str, spec: GraphSpec) -> list[str]:
@@ -194,6 +202,9 @@ def available_provider(provider: str) -> str:
             expected=PROVIDERS[provider],
             do="install the onnxruntime package that has it, or use --provider cpu",
         )
+    if provider != "cpu":
+        with redirect_stdout(sys.stderr):  # it prints what it cannot find
+            ort.preload_dlls()  # CUDA's libraries may be Python packages, where no loader looks for them
     return PROVIDERS[provider]
 
 

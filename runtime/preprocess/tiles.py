@@ -1,5 +1,6 @@
 """Cut an image into the encoder's tiles, pixel for pixel as the model's own image processor does."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,8 +44,10 @@ def make_tiles(image: Image.Image, tiling: Tiling) -> Tiles:
     size = tiling.tile_size
     grid = choose_grid(image.height, image.width, tiling.grids, size)
     resample = Image.Resampling[tiling.resample.upper()]
-    thumbnail = np.asarray(image.resize((size, size), resample))[None]  # (1, S, S, 3)
-    canvas = _padded(image, grid[0] * size, grid[1] * size, resample)
+    with ThreadPoolExecutor(1) as thread:  # Pillow resizes outside of Python's lock
+        resizing = thread.submit(image.resize, (size, size), resample)
+        canvas = _padded(image, grid[0] * size, grid[1] * size, resample)
+        thumbnail = np.asarray(resizing.result())[None]  # (1, S, S, 3)
     crops = np.asarray(canvas).reshape(grid[0], size, grid[1], size, 3)  # (R, S, C, S, 3)
     crops = crops.transpose(0, 2, 1, 3, 4).reshape(-1, size, size, 3)  # (R·C, S, S, 3)
     pixels = np.concatenate([thumbnail, crops]).transpose(0, 3, 1, 2)  # (1 + R·C, 3, S, S)

@@ -33,6 +33,16 @@ def device_problem() -> str:
     return "there is one" if isinstance(found, CudaDevice) else found
 
 
+def used_memory() -> int:
+    """Return the bytes in use on the first CUDA device, by whatever program; 0 where nothing can be asked."""
+    if find_device() is None:
+        return 0
+    from cuda.bindings import runtime
+
+    error, free, total = runtime.cudaMemGetInfo()
+    return int(total - free) if error == runtime.cudaError_t.cudaSuccess else 0
+
+
 def _ask() -> CudaDevice | str:
     try:
         from cuda.bindings import runtime

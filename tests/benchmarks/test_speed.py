@@ -20,6 +20,7 @@ from ptp.benchmarks.speed.tables import to_markdown
 from ptp.benchmarks.speed.turn import Job, Run, Turn, take_turn
 from ptp.bundle import open_bundle
 from ptp.cli import main
+from ptp.cuda import CudaDevice
 from ptp.demo import CHECKPOINT
 from ptp.errors import BackendError, ConfigError
 from ptp.runtime.pipeline import Pipeline
@@ -34,13 +35,16 @@ def job(**changes) -> Job:
     return Job(**values | {"threads": 1, "warmup": 0, "max_new_tokens": TOKENS} | changes)
 
 
-def turn(preprocess=1.0, vision=10.0, prefill=20.0, decode=40.0, *, prompt=100, prune=None, peak=2**20, others=0.0):
+def turn(
+    preprocess=1.0, vision=10.0, prefill=20.0, decode=40.0, *, prompt=100, prune=None, peak=2**20, gpu=0, others=0.0
+):
     stages = {"preprocess": preprocess, "vision_encoder": vision, "llm_prefill": prefill, "llm_generation": decode}
     return Turn(
         run=Run(stages_ms=stages, image_tokens=prompt - 10, prompt_tokens=prompt, token_ids=[1, 2]),
         load_ms=5.0,
         prune_ms=prune,
         peak_cpu_memory_bytes=peak,
+        peak_gpu_memory_bytes=gpu,
         other_cpu_share=others,
     )
 
@@ -177,6 +181,10 @@ def test_the_table_has_every_figure_and_says_what_is_missing(tmp_path):
     assert "| TTFT at keep 0.25 / TTFT at keep 1 | onnxruntime | 1.000 | ≤ 0.5 | missed |" in text
     assert "- OpenVINO GenAI: no folder" in text
     assert "not idle" not in text
+    assert "of the GPU" not in text
+    on_gpu = to_markdown(summary([turn(gpu=3 << 20), turn(gpu=5 << 20)]))
+    assert "| memory, MiB | of the GPU, MiB |" in on_gpu
+    assert "| 1 | 5 |" in on_gpu
     noisy = to_markdown(summary([turn(others=0.0), turn(others=0.07)]))
     assert "other processes took up to 7 % of the CPU" in noisy
     assert "| – |" in noisy, "the pruner was not timed"
@@ -295,8 +303,11 @@ def test_the_verb(demo_bundle, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "say once what to measure"),
-        (("x", "--checkpoint", "demo"), "say once what to measure"),
+        ((), "say what to measure"),
+        (("x", "--dtype", "fp16"), "--dtype is of an export, and bundles were given"),
+        (("--checkpoint", "demo", "--dtype", "bf16"), "no such --dtype; got bf16; expected fp32 or fp16"),
+        (("x", "--device", "tpu"), "no such device; got tpu; expected cpu or cuda"),
+        (("x", "--device", "cuda"), "--device cuda needs a GPU; got "),
         (("x", "--repeats", 0), "--repeats is out of range"),
         (("x", "--threads", -1), "--threads is out of range"),
         (("x", "--warmup", -1), "--warmup is out of range"),
@@ -331,6 +342,32 @@ def test_peers():
     with pytest.raises(ConfigError, match="no such peer; got x"):
         plan.peer_entries(CHECKPOINT, "eager,x", question)
     assert plan.peer_entries(CHECKPOINT, "none", question)[0] == []
+    half = plan.peer_entries(CHECKPOINT, "eager", question, "fp16")[0][0]
+    assert (half.precision, half.job.precision) == ("fp16", "fp16")
+
+
+def test_on_a_gpu_what_runs_on_the_cpu_is_not_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(plan, "find_device", lambda: CudaDevice(name="g", compute_capability=(9, 0), memory_bytes=1))
+    question = plan.Question(image=SCENE, prompt="?", threads=1, warmup=0, max_new_tokens=1, device="cuda")
+    assert plan.backends(None, "cuda") == (("onnxruntime",), {"PTP on openvino": plan.ON_CPU})
+    (tmp_path / "openvino_language_model.xml").touch()
+    assert plan.genai_entry(tmp_path, question) == ([], {"OpenVINO GenAI": plan.ON_CPU})
+    assert plan.peer_entries(CHECKPOINT, "eager", question)[0][0].job.device == "cuda"
+
+
+def test_transformers_is_measured_beside_a_bundle_that_is_there(full_bundle, tmp_path, capsys, monkeypatch):
+    jobs = []
+
+    def take(what):
+        jobs.append(what)
+        return turn()
+
+    monkeypatch.setattr("ptp.benchmarks.speed.benchmark.measure.__defaults__", (lambda *_: None, take))
+    options = ("--peers", "eager", "--backend", "onnxruntime", "--repeats", 1, "--out", tmp_path / "out")
+    assert bench(full_bundle, "--checkpoint", "demo", *options) == 0
+    assert [(x.kind, x.model) for x in jobs] == [("transformers", str(CHECKPOINT)), ("ptp", str(full_bundle))]
+    assert not (tmp_path / "out/bundles").exists()
+    capsys.readouterr()
 
 
 def test_without_a_compiler_torch_compile_is_not_measured(monkeypatch):

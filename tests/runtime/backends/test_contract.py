@@ -6,6 +6,7 @@ The engine backends run over `fake_engine`; on real hardware under the mark `gpu
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ from ptp import Pipeline
 from ptp.bundle import Bundle, open_bundle
 from ptp.demo import CHECKPOINT
 from ptp.errors import BackendError
+from ptp.export.config import ExportConfig
+from ptp.export.pipeline import export
 from ptp.runtime.backends.base import Array, Graph
+from ptp.runtime.backends.onnxruntime import InPlaceDecoder
 from ptp.runtime.backends.registry import graph_loader
 from ptp.runtime.decoding import Decoder
+from ptp.runtime.verify import verify_bundle
 from ptp.tolerances import FEATURES, SCORES, row_difference, value_difference
 
 BACKENDS = [
@@ -29,6 +34,7 @@ BACKENDS = [
     "openvino",
     "fake tensorrt-rtx",
     "fake tensorrt",
+    pytest.param("cuda onnxruntime", marks=pytest.mark.gpu),
     pytest.param("tensorrt-rtx", marks=pytest.mark.gpu),
     pytest.param("tensorrt", marks=pytest.mark.gpu),
 ]
@@ -69,26 +75,28 @@ def real_engines(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def backend(request: pytest.FixtureRequest, bundle_folder: Path) -> Iterator[tuple[Path, str]]:
-    """A bundle's folder and the backend to run it on."""
+def backend(request: pytest.FixtureRequest, bundle_folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A bundle's folder, and what names the backend to run it on."""
     name: str = request.param
     with pytest.MonkeyPatch.context() as patch:
         if name.startswith("fake "):
             name = name.removeprefix("fake ")
             fake_engine.install(patch, name)  # type: ignore[arg-type]
-            yield bundle_folder, name
+            yield bundle_folder, {"backend": name}
         elif name.startswith("fused "):
-            yield request.getfixturevalue("fused_folder"), name.removeprefix("fused ")
+            yield request.getfixturevalue("fused_folder"), {"backend": name.removeprefix("fused "), "threads": 1}
+        elif name.startswith("cuda "):
+            yield bundle_folder, {"backend": name.removeprefix("cuda "), "provider": "cuda"}
         elif name.startswith("tensorrt"):
-            yield request.getfixturevalue("real_engines")(name), name
+            yield request.getfixturevalue("real_engines")(name), {"backend": name}
         else:
-            yield bundle_folder, name
+            yield bundle_folder, {"backend": name, "threads": 1}
 
 
 @pytest.fixture(scope="module")
-def pipeline(backend: tuple[Path, str]) -> Pipeline:
-    folder, name = backend
-    return Pipeline.load(folder, backend=name, threads=None if name.startswith("tensorrt") else 1)
+def pipeline(backend: tuple[Path, dict[str, Any]]) -> Pipeline:
+    folder, options = backend
+    return Pipeline.load(folder, **options)
 
 
 @pytest.fixture(scope="module")
@@ -230,16 +238,29 @@ def test_values_that_do_not_fit_are_refused(
     graph.run(feeds(decoder, 5))  # and nothing is broken
 
 
-def test_graphs_that_differ_from_the_manifest_are_refused(backend: tuple[Path, str], bundle: Bundle) -> None:
+def test_graphs_that_differ_from_the_manifest_are_refused(backend: tuple[Path, dict[str, Any]], bundle: Bundle) -> None:
+    load = graph_loader(**backend[1])
     spec = bundle.manifest.graphs.embed_tokens
     other = spec.model_copy(update={"outputs": (spec.outputs[0].model_copy(update={"dtype": "float16"}),)})
     graphs = bundle.manifest.graphs.model_copy(update={"embed_tokens": other})
     changed = Bundle(folder=bundle.folder, manifest=bundle.manifest.model_copy(update={"graphs": graphs}))
     with pytest.raises(BackendError, match=r"outputs of .* are not those of the manifest.* instead of float16"):
-        graph_loader(backend[1])(changed, other)
+        load(changed, other)
     spec = bundle.manifest.graphs.decoder_model_merged
     fewer = spec.model_copy(update={"outputs": spec.outputs[:-1]})
     graphs = bundle.manifest.graphs.model_copy(update={"decoder_model_merged": fewer})
     changed = Bundle(folder=backend[0], manifest=bundle.manifest.model_copy(update={"graphs": graphs}))
     with pytest.raises(BackendError, match=r"outputs of .*got present\.\d+\.value extra"):
-        graph_loader(backend[1])(changed, fewer)
+        load(changed, fewer)
+
+
+@pytest.mark.gpu
+def test_cuda_runs_the_decoder_in_place_in_fp16(tmp_path: Path) -> None:
+    """Keys and values stay in buffers on the GPU; the answers are those that transformers gave at export."""
+    config = ExportConfig(
+        model=str(CHECKPOINT), out=tmp_path / "b", keep=Fraction(1, 4), precision="fp16", optimize="onnxruntime"
+    )
+    bundle = export(config)
+    load_graph = graph_loader(provider="cuda")
+    assert isinstance(load_graph(bundle, bundle.manifest.graphs.decoder_model_merged), InPlaceDecoder)
+    verify_bundle(bundle, load_graph, "fp16").require()

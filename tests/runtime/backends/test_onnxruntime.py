@@ -233,3 +233,30 @@ def test_the_cpu_runs_the_vision_graph_made_for_it(
     monkeypatch.setattr(backend, "OnnxRuntimeGraph", lambda path, *_, **__: loaded.append(path))
     backend.loader(provider, threads=1)(bundle, vision)
     assert [path.stem for path in loaded] == [file]
+
+
+@pytest.mark.parametrize(
+    ("provider", "dtype", "file"),
+    [
+        ("cpu", "float32", "decoder_onnxruntime"),
+        ("cuda", "float32", "decoder_model_merged"),
+        ("cuda", "float16", "decoder_onnxruntime"),
+        ("tensorrt", "float16", "decoder_model_merged"),
+    ],
+)
+def test_the_decoder_in_place_runs_where_its_operator_does(
+    demo_bundle: Path, monkeypatch: pytest.MonkeyPatch, provider: str, dtype: str, file: str
+) -> None:
+    bundle = open_bundle(demo_bundle)
+    decoder = bundle.manifest.graphs.decoder_model_merged
+    inputs = tuple(x.model_copy(update={"dtype": dtype}) if x.name == "inputs_embeds" else x for x in decoder.inputs)
+    fused = decoder.model_copy(update={"file": "onnx/decoder_onnxruntime.onnx", "inputs": inputs})
+    graphs = bundle.manifest.graphs.model_copy(update={"decoder_onnxruntime": fused})
+    files = bundle.manifest.files | {fused.file: bundle.manifest.files[decoder.file]}
+    bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"graphs": graphs, "files": files}))
+    loaded: list[Path] = []
+    monkeypatch.setattr(backend, "available_provider", lambda provider: provider)
+    for name in ("OnnxRuntimeGraph", "InPlaceDecoder"):
+        monkeypatch.setattr(backend, name, lambda path, *_, **__: loaded.append(path))
+    backend.loader(provider, threads=1)(bundle, decoder)
+    assert [path.stem for path in loaded] == [file]

@@ -1,6 +1,7 @@
 """The cache that ONNX Runtime appends to in place: what came out never changes, whoever else appends."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,4 +81,44 @@ def test_a_past_that_is_put_together_anew_is_copied() -> None:
     for mixed in ({NAMES[0]: value, NAMES[1]: key}, {NAMES[0]: key, NAMES[1]: rows(5)}):
         again, _ = append(mixed, rows(1, 5))
         assert again is not cache
-        np.testing.assert_array_equal(again.buffers[NAMES[1]][:, :, :6], rows(6))
+        np.testing.assert_array_equal(again.rows(NAMES[1], 6), rows(6))
+
+
+class OnDevice:
+    """A value in a device's memory, which the host sees as a copy."""
+
+    def __init__(self, memory: Array) -> None:
+        self.memory = memory
+
+    @classmethod
+    def ortvalue_from_numpy(cls, array: Array, device: str) -> "OnDevice":
+        assert device == "cuda"
+        return cls(array.copy())
+
+    @classmethod
+    def ortvalue_from_shape_and_type(cls, shape: tuple[int, ...], dtype: Any, device: str) -> "OnDevice":
+        assert device == "cuda"
+        return cls(np.full(shape, np.nan, dtype))  # whatever was there before
+
+    def shape(self) -> list[int]:
+        return list(self.memory.shape)
+
+    def numpy(self) -> Array:
+        return self.memory.copy()
+
+
+def test_buffers_of_a_device_are_written_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime_cache.ort, "OrtValue", OnDevice)
+    monkeypatch.setattr(onnxruntime_cache, "MIN_ROOM", 2)
+    past: dict[str, Any] = dict.fromkeys(NAMES, rows(0))
+    caches = set()
+    for length in range(12):
+        cache: Any = room_for(past, length + 1, "cuda")
+        caches.add(cache)
+        for name in NAMES:
+            cache.values[name].memory[:, :, length] = length
+        past = {name: CacheTensor(cache=cache, name=name, length=length + 1) for name in NAMES}
+    assert 1 < len(caches) < 6, "a full one is replaced, others are written again"
+    for tensor in past.values():
+        assert tensor.shape == (1, 2, 12, 3)
+        np.testing.assert_array_equal(tensor.numpy(), rows(12))
