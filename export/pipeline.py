@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
+
 from ptp.bundle.engine import KINDS
 from ptp.bundle.manifest import Drift, Graphs, Manifest, ModelInfo, Parity
 from ptp.bundle.reader import Bundle
@@ -41,7 +43,13 @@ from ptp.report.page import EngineMemory, write_report
 
 DRIFT_NAME = "parity/drift.json"
 
-TOOLS = ("ptp-export", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
+TOOLS = ("ptp-export", "torch", "transformers", "onnx", "onnx-ir")
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of what makes and compares graphs, by package."""
+    found = {"python": platform.python_version()} | {name: version(name) for name in TOOLS}
+    return found | {"onnxruntime": onnxruntime.__version__}  # the package's own name may be onnxruntime-gpu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +128,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
         _write_report(stage / "report.json", plan, check, parity.drift, clock)
         say("hashing", None, None)
         manifest = Manifest(
-            tools={"python": platform.python_version()} | {name: version(name) for name in TOOLS},
+            tools=tool_versions(),
             opset=config.opset,
             model=ModelInfo(
                 id=checkpoint.id,
@@ -165,7 +173,7 @@ def _identity(plan: Plan, weights: Weights) -> str | None:
         return None
     files = sorted({place.file for place in weights.places.values()})
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return repr((replace(plan.config, out=Path(), force=False), stats, [version(name) for name in TOOLS]))
+    return repr((replace(plan.config, out=Path(), force=False), stats, tool_versions()))
 
 
 def _check_vision(

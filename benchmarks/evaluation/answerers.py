@@ -1,10 +1,8 @@
 """Everything that can answer for one checkpoint, opened by variant and budget."""
 
-import platform
 from collections.abc import Hashable
 from fractions import Fraction
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,7 +17,7 @@ from ptp.bundle.manifest import Levels, WeightType
 from ptp.errors import ConfigError
 from ptp.export.checkpoint import open_checkpoint
 from ptp.export.graph_writer import Progress
-from ptp.export.pipeline import TOOLS
+from ptp.export.pipeline import tool_versions
 from ptp.ptp_graph.schedule import Schedule
 from ptp.results import weights_sha256
 
@@ -88,7 +86,7 @@ class Answerers:
     @property
     def tools(self) -> dict[str, str]:
         """Versions of what exports and of what answers."""
-        return {"python": platform.python_version()} | {name: version(name) for name in TOOLS}
+        return tool_versions()
 
     def num_kept(self, variant: Variant, keep: Fraction) -> int:
         """Return the visual tokens that a variant keeps of the largest grid, newline tokens among them.

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 
 from PIL import Image
@@ -21,7 +20,7 @@ from ptp.bundle.manifest import Alpha, PositionPolicy, Precision, WeightType
 from ptp.export.checkpoint import SMALL_FILES, Checkpoint
 from ptp.export.config import DEFAULT_OPSET, QUANTIZED_OPSET, ExportConfig, Optimize
 from ptp.export.graph_writer import Progress
-from ptp.export.pipeline import TOOLS, export
+from ptp.export.pipeline import export, tool_versions
 from ptp.ptp_graph.schedule import TOPK_LIMIT, Schedule
 from ptp.results import weights_sha256
 from ptp.runtime.backends.registry import graph_loader
@@ -120,7 +119,7 @@ class Bundles:
             for folder in package.__path__
             for path in Path(folder).rglob("*.py")
         }
-        return [weights_sha256(checkpoint), *map(version, TOOLS), *map(sha256_of, sorted(small) + sorted(code))]
+        return [weights_sha256(checkpoint), *tool_versions().values(), *map(sha256_of, sorted(small) + sorted(code))]
 
 
 def load_pipeline(folder: Path, positions: PositionPolicy, *, threads: int | None = None) -> Pipeline:

@@ -1,7 +1,7 @@
 """Gate: the written graph in ONNX Runtime against transformers and the readable reference, image by image."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def check_parity(
         plan: what is being exported.
         checkpoint: for its image processor and tokenizer.
         model: the loaded model.
-        progress: called with images done and images in all.
+        progress: called with steps done and steps in all: calls of each form, and images of transformers.
 
     Returns:
         the figures of the first form.
@@ -84,38 +84,54 @@ def check_parity(
     sizes = gate_sizes(tiling.grids, tiling.tile_size, tiling.tokens_per_side)
     schedules = _schedules(plan)
     cases = [_case(number, size, plan, checkpoint, model) for number, size in enumerate(sizes)]
-    names = [spec.name for spec in (*io.outputs, *io.probes)]
+    calls = []
+    for turn in range(max(-(-len(cases) // batch), len(schedules))):
+        numbers = [(turn * batch + row) % len(cases) for row in range(batch)]
+        schedule = schedules[turn % len(schedules)]
+        feeds = _feeds(io, [cases[number] for number in numbers], schedule)
+        calls.append(Call(schedule=schedule, numbers=numbers, size=cases[numbers[0]].size, feeds=feeds))
+    choices = {(number, call.schedule.num_kept) for call in calls for number in call.numbers}
+    steps, done = len(calls) * len(paths) + len(choices), 0
+
+    def step() -> None:
+        nonlocal done
+        if progress:
+            progress(done, steps)
+        done += 1
+
+    # first the graphs, then transformers: not both are in memory at once
+    seen = {path: _run(path, io, calls, every_choice=2 * len(schedules), step=step) for path in paths}
     checked: dict[tuple[int, int], ImageParity] = {}
-    plain: dict[Path, list[Call]] = {path: [] for path in paths}
-    with ExitStack() as stack:
-        sessions = {path: stack.enter_context(_probed_session(path, io)) for path in paths}
-        for call in range(max(-(-len(cases) // batch), len(schedules))):
-            schedule = schedules[call % len(schedules)]
-            numbers = [(call * batch + row) % len(cases) for row in range(batch)]
-            feeds = _feeds(io, [cases[number] for number in numbers], schedule)
-            seen = {path: dict(zip(names, one.run(names, feeds), strict=True)) for path, one in sessions.items()}
-            if call < 2 * len(schedules):  # every K, and both ways to weigh the question
-                for path in paths:
-                    plain[path].append((cases[numbers[0]].size, feeds, seen[path]))
-            for row, number in enumerate(numbers):
-                if (number, schedule.num_kept) in checked:
-                    continue  # a batch was filled up
-                if progress:
-                    progress(len({image for image, _ in checked}), len(cases))
-                case = cases[number]
-                oracle = ask_transformers(
-                    model, case.tiles, case.size, saliency_layer=plan.saliency_layer, question=case.question
-                )
-                rows = [{name: values[row] for name, values in seen[path].items()} for path in paths]
-                found = [_check_image(one, case, plan, schedule, oracle) for one in rows]
-                checked[number, schedule.num_kept] = found[0]
-    for path in paths:
-        _check_as_written(path, io, plain[path])
+    for index, call in enumerate(calls):
+        for row, number in enumerate(call.numbers):
+            if (number, call.schedule.num_kept) in checked:
+                continue  # a batch was filled up
+            step()
+            case = cases[number]
+            oracle = ask_transformers(
+                model, case.tiles, case.size, saliency_layer=plan.saliency_layer, question=case.question
+            )
+            rows = [{name: values[row] for name, values in seen[path][index].items()} for path in paths]
+            found = [_check_image(one, case, plan, call.schedule, oracle) for one in rows]
+            checked[number, call.schedule.num_kept] = found[0]
     return list(checked.values())
 
 
-Call = tuple[Size, dict[str, Array], dict[str, Array]]
-"""Size of a call's first image, the graph's inputs, and its outputs and probes."""
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One call of the graph.
+
+    Attributes:
+        schedule: the sizes at its K.
+        numbers: which images it is fed.
+        size: height and width of the first.
+        feeds: its inputs.
+    """
+
+    schedule: Schedule
+    numbers: list[int]
+    size: Size
+    feeds: dict[str, Array]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,20 +302,43 @@ def _feeds(io: GraphIO, cases: Sequence[Case], schedule: Schedule) -> dict[str, 
     return feeds
 
 
-def _check_as_written(path: Path, io: GraphIO, calls: Sequence[Call]) -> None:
+def _run(
+    path: Path, io: GraphIO, calls: Sequence[Call], *, every_choice: int, step: Callable[[], None]
+) -> list[dict[str, Array]]:
+    """Return the outputs and probes of each call, after looking at the graph without its probes.
+
+    Args:
+        path: the vision graph as written.
+        io: its contract.
+        calls: what it is fed.
+        every_choice: how many of the first calls have every K and both ways to weigh the question.
+        step: told of each call.
+    """
+    names, found = [spec.name for spec in (*io.outputs, *io.probes)], []
+    with _probed_session(path, io) as session:
+        for call in calls:
+            step()
+            found.append(dict(zip(names, session.run(names, call.feeds), strict=True)))
+        del session  # before another one is loaded
+    _check_as_written(path, io, calls[:every_choice], found)
+    return found
+
+
+def _check_as_written(path: Path, io: GraphIO, calls: Sequence[Call], probed: Sequence[dict[str, Array]]) -> None:
     """Run the graph without its probes: with fewer outputs the runtime may fuse otherwise, and must choose the same.
 
     Args:
         path: the vision graph as written.
         io: its contract.
-        calls: what the graph with probes was fed and returned.
+        calls: what the graph with probes was fed.
+        probed: what it returned, for these calls and more.
     """
     names, session = [spec.name for spec in io.outputs], _session(path)
-    for size, feeds, seen in calls:
-        found = dict(zip(names, session.run(names, feeds), strict=True))
+    for call, seen in zip(calls, probed, strict=False):
+        found = dict(zip(names, session.run(names, call.feeds), strict=True))
         for name in names:
             if np.issubdtype(found[name].dtype, np.floating):
-                _require(row_difference(found[name], seen[name]), FEATURES["fp32"], name, size)
+                _require(row_difference(found[name], seen[name]), FEATURES["fp32"], name, call.size)
             elif not np.array_equal(found[name], seen[name]):
                 raise ParityError(f"{name} changes when the probes are hidden", got=found[name], expected=seen[name])
 
