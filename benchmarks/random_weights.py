@@ -22,6 +22,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from ptp.bundle.contract import GRAPH_FOLDER
 from ptp.bundle.reader import read_manifest
 from ptp.bundle.writer import file_entry, write_manifest
+from ptp.errors import BundleError
 
 LARGE = 1 << 20
 """Bytes from which a tensor is drawn."""
@@ -49,38 +50,42 @@ def main() -> None:
 
 
 def strip(bundle: Path, small: Path) -> None:
-    """Copy a bundle; of the files beside its graphs, small tensors alone."""
+    """Copy a bundle; of the files beside its graphs, small tensors alone.
+
+    Raises:
+        BundleError: its weights are quantised.
+    """
+    if read_manifest(bundle).model.quantization:
+        raise BundleError(f"{bundle} has quantised weights", expected="float16 or float32")
     shutil.copytree(bundle, small, ignore=shutil.ignore_patterns("*.onnx_data"))
     kept: dict[str, Any] = {}
     for tensor in outside(small):
-        info = ExternalDataInfo(tensor)
+        file, offset, length = span(tensor)
         if not is_large(tensor):
-            path = bundle / GRAPH_FOLDER / info.location
-            kept[f"{info.location}:{info.offset or 0}"] = np.fromfile(
-                path, np.uint8, count=size(tensor), offset=info.offset or 0
-            )
+            kept[f"{file}:{offset}"] = np.fromfile(bundle / file, np.uint8, count=length, offset=offset)
     np.savez_compressed(small / CONSTANTS, **kept)
 
 
 def fill(small: Path) -> None:
     """Write the files beside the graphs: small tensors as they were, large ones normal, of deviation 1 / √rows."""
     random = np.random.default_rng(0).standard_normal(DRAWN, np.float32)
-    kept = np.load(small / CONSTANTS)
-    written = dict[str, Path]()
+    with np.load(small / CONSTANTS) as constants:
+        kept = dict(constants)
+    written = dict[str, None]()
     for tensor in outside(small):
-        info, dtype = ExternalDataInfo(tensor), helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        path = written.setdefault(f"{GRAPH_FOLDER}{info.location}", small / GRAPH_FOLDER / info.location)
-        with path.open("r+b" if path.exists() else "wb") as file:
-            file.seek(info.offset or 0)
+        file, offset, _ = span(tensor)
+        written[file] = None
+        with (small / file).open("r+b" if (small / file).exists() else "wb") as opened:
+            opened.seek(offset)
             if not is_large(tensor):
-                file.write(kept[f"{info.location}:{info.offset or 0}"].tobytes())
+                opened.write(kept[f"{file}:{offset}"].tobytes())
                 continue
-            numbers = math.prod(tensor.dims)
+            numbers, dtype = math.prod(tensor.dims), helper.tensor_dtype_to_np_dtype(tensor.data_type)
             values = (random[:numbers] * tensor.dims[0] ** -0.5).astype(dtype)
             for start in range(0, numbers, DRAWN):
-                file.write(values[: numbers - start].data)
+                opened.write(values[: numbers - start].data)
     manifest = read_manifest(small)
-    entries = {name: file_entry(path) for name, path in written.items()}
+    entries = {name: file_entry(small / name) for name in written}
     write_manifest(small, manifest.model_copy(update={"files": manifest.files | entries}))
     (small / CONSTANTS).unlink()
     print(f"{sum(entry.bytes for entry in entries.values()):,} bytes of weights")
@@ -93,14 +98,15 @@ def outside(bundle: Path) -> Iterator[TensorProto]:
         yield from (tensor for tensor in tensors if uses_external_data(tensor))
 
 
-def size(tensor: TensorProto) -> int:
-    """Return the bytes of a tensor."""
-    return int(math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+def span(tensor: TensorProto) -> tuple[str, int, int]:
+    """Return where a tensor stands: the file in the bundle, the first byte and how many."""
+    info = ExternalDataInfo(tensor)
+    return f"{GRAPH_FOLDER}{info.location}", int(info.offset or 0), int(info.length or 0)
 
 
 def is_large(tensor: TensorProto) -> bool:
     """Return whether a tensor is drawn: weights are, tables of indices are not."""
-    return tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16) and size(tensor) >= LARGE
+    return tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16) and span(tensor)[2] >= LARGE
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import cuda.bindings.runtime
 import pytest
 
-from ptp.cuda import device_problem, find_device
+from ptp.cuda import device_problem, find_device, used_memory
 
 SUCCESS, OLD_DRIVER = 0, 35
 ORIN = SimpleNamespace(name=b"Orin", major=8, minor=7, totalGlobalMem=7 << 30)
@@ -16,6 +16,7 @@ def bindings(error: int) -> SimpleNamespace:
     return SimpleNamespace(
         cudaError_t=SimpleNamespace(cudaSuccess=SUCCESS),
         cudaGetDeviceProperties=lambda index: (error, ORIN),
+        cudaMemGetInfo=lambda: (error, 2 << 30, 7 << 30),
         cudaGetErrorString=lambda error: (SUCCESS, b"CUDA driver version is insufficient for CUDA runtime version"),
     )
 
@@ -46,3 +47,10 @@ def test_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     assert find_device() is None
     assert "cuda-bindings is not installed" in device_problem()
+
+
+def test_memory_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda.bindings, "runtime", bindings(SUCCESS))
+    assert used_memory() == 5 << 30
+    monkeypatch.setattr(cuda.bindings, "runtime", bindings(OLD_DRIVER))
+    assert used_memory() == 0

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import progress as bars
@@ -45,12 +45,14 @@ def bench(
     peers: Annotated[
         str, Opt(metavar="A,…|none", help="of transformers, with --checkpoint: eager, compile")
     ] = "eager,compile",
-    device: Annotated[str, Opt(metavar="cpu|cuda", help="what ONNX Runtime and transformers run on")] = "cpu",
+    device: Annotated[Device, Opt(help="what ONNX Runtime and transformers run on")] = "cpu",
     dtype: Annotated[
-        str | None, Opt(metavar="fp32|fp16", help="of the bundle that --checkpoint is exported to (default: fp32)")
+        Precision | None, Opt(help="of the bundle that --checkpoint is exported to (default: fp32)")
     ] = None,
     openvino_genai: Annotated[Path | None, Opt(help="the checkpoint as optimum-cli converted it")] = None,
-    instruction: Annotated[Instruction, Opt(help="of the bundle that --checkpoint is exported to")] = "attention",
+    instruction: Annotated[
+        Instruction | None, Opt(help="of the bundle that --checkpoint is exported to (default: attention)")
+    ] = None,
     repeats: Annotated[int, Opt(help="measured answers of each side at each keep")] = 5,
     warmup: Annotated[int, Opt(help="answers before each measured one")] = 1,
     threads: Annotated[int | None, Opt(help="CPU threads of every side (default: the CPUs there are)")] = None,
@@ -63,15 +65,13 @@ def bench(
     from ptp.benchmarks.speed import machine, plan
     from ptp.benchmarks.speed.benchmark import Turns, measure, sum_up, write
     from ptp.benchmarks.speed.tables import to_markdown
-    from ptp.bundle import read_manifest
+    from ptp.results import weights_sha256
 
     folders = list(bundles or ())
     if not folders and checkpoint is None:
         raise ConfigError("say what to measure", expected="BUNDLE… or --checkpoint")
-    if dtype not in (None, *get_args(Precision)):
-        raise ConfigError("no such --dtype", got=dtype, expected=" or ".join(get_args(Precision)))
-    if folders and dtype:
-        raise ConfigError("--dtype is of an export, and bundles were given", do="leave one out")
+    if folders and (dtype or instruction):
+        raise ConfigError("--dtype and --instruction are of an export, and bundles were given", do="leave them out")
     if repeats < 1:
         raise ConfigError("--repeats is out of range", got=repeats, expected="at least 1")
     question = plan.Question(
@@ -80,22 +80,23 @@ def bench(
         threads=threads or machine.usable_cores(),
         warmup=warmup,
         max_new_tokens=max_new_tokens,
-        device=cast("Device", device),
+        device=device,
     )
     keeps = None if keep is None else [parse_fraction(text, "--keep") for text in keep.split(",")]
     named, missing = plan.backends(backend, question.device)
     genai, missing_genai = plan.genai_entry(openvino_genai, question)
+    models: dict[str, str] = {}
     with _progress() as (measured, step):
         entries = genai
         if checkpoint is not None:
             opened = _open(checkpoint)
-            folders = folders or [
-                _export(opened, checkpoint, instruction, cast("Precision", dtype or "fp32"), out / "bundles", step)
-            ]
-            precision = read_manifest(folders[0]).model.precision
-            others, missing_peers = plan.peer_entries(opened.folder, peers, question, precision)
+            if not folders:
+                options = (instruction or "attention", dtype or "fp32")
+                folders = [_export(opened, checkpoint, *options, out / "bundles", step)]
+            others, missing_peers = plan.peer_entries(opened.folder, peers, question, plan.precision_of(folders))
             entries = others + genai
             missing |= missing_peers
+            models["checkpoint"] = weights_sha256(opened.folder)[:12]
         else:
             missing["transformers"] = "no --checkpoint was given"
         pruners, missing_pruner = _pruners(folders, out / "pruner")
@@ -107,10 +108,10 @@ def bench(
             "threads": str(question.threads),
             "warmup": str(warmup),
             "tokens": str(max_new_tokens),
+            "device": device,
         }
-        about |= {"device": device} if device != "cpu" else {}
         facts, versions = machine.describe(question.device), machine.libraries()
-        models = {f"bundle {x.resolve().name}": _sha256(x / "ptp_config.json")[:12] for x in folders}
+        models |= {f"bundle {x.resolve().name}": _sha256(x / "ptp_config.json")[:12] for x in folders}
         turns = Turns(out, about | facts | versions | models, force=force)
         found = measure(entries, turns, repeats, measured)
     results = sum_up(

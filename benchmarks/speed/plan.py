@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
-from typing import get_args
 
 from ptp.benchmarks.speed.benchmark import Entry
 from ptp.benchmarks.speed.turn import Device, Job
@@ -15,6 +14,7 @@ from ptp.bundle import Manifest, read_manifest
 from ptp.bundle.manifest import Precision
 from ptp.cuda import device_problem, find_device
 from ptp.errors import ConfigError
+from ptp.runtime.backends.onnxruntime import available_provider
 from ptp.runtime.backends.registry import BACKENDS
 
 CPU_BACKENDS = ("onnxruntime", "openvino")
@@ -35,7 +35,7 @@ class Question:
         device: what ONNX Runtime and transformers run on, `cpu` or `cuda`.
 
     Raises:
-        ConfigError: a number is out of range, or there is no such file.
+        ConfigError: a number is out of range, or there is no such file or no GPU.
     """
 
     image: Path
@@ -55,10 +55,12 @@ class Question:
                 raise ConfigError(f"{name} is out of range", got=value, expected=f"at least {least}")
         if not self.image.is_file():
             raise ConfigError("--image is not a file", got=self.image)
-        if self.device not in get_args(Device):
-            raise ConfigError("no such device", got=self.device, expected=" or ".join(get_args(Device)))
         if self.device == "cuda" and find_device() is None:
-            raise ConfigError("--device cuda needs a GPU", got=device_problem())
+            raise ConfigError(
+                "--device cuda finds no GPU",
+                got=device_problem(),
+                do='pip install cuda-bindings "onnxruntime-gpu[cuda,cudnn]", and look at nvidia-smi',
+            )
 
     @property
     def job(self) -> Job:
@@ -80,18 +82,39 @@ def backends(named: str | None, device: Device) -> tuple[tuple[str, ...], dict[s
     """Return our backends, by default all for the device that are installed, and why others are not measured.
 
     Raises:
-        ConfigError: a name is none.
+        ConfigError: a name is none, or of a backend of the CPU where the device is another.
+        BackendError: ONNX Runtime has no provider for the device.
     """
     if named is not None:
         chosen = tuple(dict.fromkeys(named.split(",")))
         if unknown := [name for name in chosen if name not in BACKENDS]:
             raise ConfigError("no such backend", got=", ".join(unknown), expected=" or ".join(BACKENDS))
+        if device == "cuda" and "openvino" in chosen:
+            raise ConfigError("openvino runs on the CPU", got="--device cuda", do="leave one of them out")
         return chosen, {}
     if device == "cuda":
+        available_provider(device)
         return CPU_BACKENDS[:1], {"PTP on openvino": ON_CPU}
     if find_spec("openvino") is None:
         return CPU_BACKENDS[:1], {"PTP on openvino": 'not installed; pip install "ptp-export[openvino]"'}
     return CPU_BACKENDS, {}
+
+
+def precision_of(bundles: Sequence[Path]) -> Precision:
+    """Return the precision that bundles share, and that transformers is measured in beside them.
+
+    Raises:
+        ConfigError: they share none.
+        BundleError: a folder is no bundle.
+    """
+    found = {read_manifest(folder).model.precision for folder in bundles}
+    if len(found) > 1:
+        raise ConfigError(
+            "transformers is measured in the precision of the bundles",
+            got=" and ".join(sorted(found)),
+            expected="bundles of one precision with --checkpoint",
+        )
+    return found.pop()
 
 
 def bundle_entries(
@@ -165,9 +188,9 @@ def peer_entries(
     if unknown := [name for name in chosen if name not in PEERS]:
         raise ConfigError("no such peer", got=", ".join(unknown), expected=f"{', '.join(PEERS)} or none")
     missing = {PEERS[name]: "left out by --peers" for name in PEERS if name not in chosen}
-    if "compile" in chosen and question.device == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++")):
+    if "compile" in chosen and not any(shutil.which(name) for name in ("g++", "clang++")):
         chosen.remove("compile")
-        missing[PEERS["compile"]] = "torch.compile needs a C++ compiler on the CPU, and there is none"
+        missing[PEERS["compile"]] = "torch.compile needs a C++ compiler, and there is none"
     job = replace(question.job, kind="transformers", model=str(checkpoint.absolute()), precision=precision)
     jobs = [replace(job, backend=name) for name in chosen]
     return [Entry(side=PEERS[job.backend], keep=Fraction(1), precision=precision, job=job) for job in jobs], missing

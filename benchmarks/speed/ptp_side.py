@@ -5,8 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
-
 from ptp.benchmarks.random_feeds import random_feeds
 from ptp.benchmarks.speed.turn import Job, Laps, Run
 from ptp.bundle import Bundle, open_bundle
@@ -84,8 +82,11 @@ class PtpSide:
         known = self._vision.feeds
         sizes = {"num_kept": int(known["num_kept"][0])} if "num_kept" in known else {}
         feeds = random_feeds(spec.inputs, known, sizes)
-        if self._job.device == "cuda":  # where the encoder would leave its values
-            feeds = {name: ort.OrtValue.ortvalue_from_numpy(x, "cuda") for name, x in feeds.items()}
+        # where the encoder would leave its values
+        if (self._job.backend, self._job.device) == ("onnxruntime", "cuda"):
+            from onnxruntime import OrtValue
+
+            feeds = {name: OrtValue.ortvalue_from_numpy(x, "cuda") for name, x in feeds.items()}
         return lambda: graph.run(feeds)
 
     def _load_and_remember(self, bundle: Bundle, spec: GraphSpec) -> Graph:

@@ -17,7 +17,7 @@ from ptp.anyres import Grid, choose_grid
 from ptp.bundle.manifest import Tiling
 from ptp.errors import ParityError
 from ptp.export.checkpoint import Checkpoint
-from ptp.export.gates.images import Size, gate_image, gate_sizes
+from ptp.export.gates.images import gate_image, gate_sizes
 from ptp.export.gates.oracle import Oracle, Question, ask_transformers
 from ptp.export.plan import Plan
 from ptp.export.specs import FLOAT, GraphIO
@@ -89,7 +89,7 @@ def check_parity(
         numbers = [(turn * batch + row) % len(cases) for row in range(batch)]
         schedule = schedules[turn % len(schedules)]
         feeds = _feeds(io, [cases[number] for number in numbers], schedule)
-        calls.append(Call(schedule=schedule, numbers=numbers, size=cases[numbers[0]].size, feeds=feeds))
+        calls.append(Call(schedule=schedule, numbers=numbers, feeds=feeds))
     choices = {(number, call.schedule.num_kept) for call in calls for number in call.numbers}
     steps, done = len(calls) * len(paths) + len(choices), 0
 
@@ -99,8 +99,11 @@ def check_parity(
             progress(done, steps)
         done += 1
 
-    # first the graphs, then transformers: not both are in memory at once
-    seen = {path: _run(path, io, calls, every_choice=2 * len(schedules), step=step) for path in paths}
+    # first the graphs, then transformers: what the two need is not in memory at once
+    seen = {path: _run(path, io, calls, step) for path in paths}
+    for path, found in seen.items():
+        every = 2 * len(schedules)  # every K, and both ways to weigh the question
+        _check_as_written(path, io, calls[:every], found[:every])
     checked: dict[tuple[int, int], ImageParity] = {}
     for index, call in enumerate(calls):
         for row, number in enumerate(call.numbers):
@@ -112,8 +115,8 @@ def check_parity(
                 model, case.tiles, case.size, saliency_layer=plan.saliency_layer, question=case.question
             )
             rows = [{name: values[row] for name, values in seen[path][index].items()} for path in paths]
-            found = [_check_image(one, case, plan, call.schedule, oracle) for one in rows]
-            checked[number, call.schedule.num_kept] = found[0]
+            figures = [_check_image(one, case, plan, call.schedule, oracle) for one in rows]
+            checked[number, call.schedule.num_kept] = figures[0]
     return list(checked.values())
 
 
@@ -124,13 +127,11 @@ class Call:
     Attributes:
         schedule: the sizes at its K.
         numbers: which images it is fed.
-        size: height and width of the first.
         feeds: its inputs.
     """
 
     schedule: Schedule
     numbers: list[int]
-    size: Size
     feeds: dict[str, Array]
 
 
@@ -302,25 +303,13 @@ def _feeds(io: GraphIO, cases: Sequence[Case], schedule: Schedule) -> dict[str, 
     return feeds
 
 
-def _run(
-    path: Path, io: GraphIO, calls: Sequence[Call], *, every_choice: int, step: Callable[[], None]
-) -> list[dict[str, Array]]:
-    """Return the outputs and probes of each call, after looking at the graph without its probes.
-
-    Args:
-        path: the vision graph as written.
-        io: its contract.
-        calls: what it is fed.
-        every_choice: how many of the first calls have every K and both ways to weigh the question.
-        step: told of each call.
-    """
+def _run(path: Path, io: GraphIO, calls: Sequence[Call], step: Callable[[], None]) -> list[dict[str, Array]]:
+    """Return the outputs and probes of each call of a written vision graph; `step` is told of each."""
     names, found = [spec.name for spec in (*io.outputs, *io.probes)], []
     with _probed_session(path, io) as session:
         for call in calls:
             step()
             found.append(dict(zip(names, session.run(names, call.feeds), strict=True)))
-        del session  # before another one is loaded
-    _check_as_written(path, io, calls[:every_choice], found)
     return found
 
 
@@ -331,14 +320,15 @@ def _check_as_written(path: Path, io: GraphIO, calls: Sequence[Call], probed: Se
         path: the vision graph as written.
         io: its contract.
         calls: what the graph with probes was fed.
-        probed: what it returned, for these calls and more.
+        probed: what it returned.
     """
     names, session = [spec.name for spec in io.outputs], _session(path)
-    for call, seen in zip(calls, probed, strict=False):
+    for call, seen in zip(calls, probed, strict=True):
+        size = tuple(call.feeds["image_sizes"][0].tolist())
         found = dict(zip(names, session.run(names, call.feeds), strict=True))
         for name in names:
             if np.issubdtype(found[name].dtype, np.floating):
-                _require(row_difference(found[name], seen[name]), FEATURES["fp32"], name, call.size)
+                _require(row_difference(found[name], seen[name]), FEATURES["fp32"], name, size)
             elif not np.array_equal(found[name], seen[name]):
                 raise ParityError(f"{name} changes when the probes are hidden", got=found[name], expected=seen[name])
 
@@ -364,5 +354,5 @@ def _session(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry(*EXACT_PRODUCTS)
-    options.enable_cpu_mem_arena = False  # the oracle needs the memory between two runs
+    options.enable_cpu_mem_arena = False  # an arena would keep the most that was needed at once
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -1,6 +1,7 @@
 """`ptp bench`: turns, sums, bars, tables and the verb, with made-up times and with a tiny model."""
 
 import json
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from ptp.cli import main
 from ptp.cuda import CudaDevice
 from ptp.demo import CHECKPOINT
 from ptp.errors import BackendError, ConfigError
+from ptp.results import weights_sha256
 from ptp.runtime.pipeline import Pipeline
 
 TOKENS = 5
@@ -304,10 +306,9 @@ def test_the_verb(demo_bundle, tmp_path, capsys, monkeypatch):
     ("options", "message"),
     [
         ((), "say what to measure"),
-        (("x", "--dtype", "fp16"), "--dtype is of an export, and bundles were given"),
-        (("--checkpoint", "demo", "--dtype", "bf16"), "no such --dtype; got bf16; expected fp32 or fp16"),
-        (("x", "--device", "tpu"), "no such device; got tpu; expected cpu or cuda"),
-        (("x", "--device", "cuda"), "--device cuda needs a GPU; got "),
+        (("x", "--dtype", "fp16"), "--dtype and --instruction are of an export, and bundles were given"),
+        (("x", "--instruction", "none"), "--dtype and --instruction are of an export, and bundles were given"),
+        (("x", "--device", "cuda"), "--device cuda finds no GPU; got "),
         (("x", "--repeats", 0), "--repeats is out of range"),
         (("x", "--threads", -1), "--threads is out of range"),
         (("x", "--warmup", -1), "--warmup is out of range"),
@@ -349,14 +350,29 @@ def test_peers():
 def test_on_a_gpu_what_runs_on_the_cpu_is_not_measured(monkeypatch, tmp_path):
     monkeypatch.setattr(plan, "find_device", lambda: CudaDevice(name="g", compute_capability=(9, 0), memory_bytes=1))
     question = plan.Question(image=SCENE, prompt="?", threads=1, warmup=0, max_new_tokens=1, device="cuda")
+    with pytest.raises(BackendError, match="the provider cuda is not available"):
+        plan.backends(None, "cuda")
+    monkeypatch.setattr(plan, "available_provider", lambda provider: provider)
     assert plan.backends(None, "cuda") == (("onnxruntime",), {"PTP on openvino": plan.ON_CPU})
+    with pytest.raises(ConfigError, match="openvino runs on the CPU; got --device cuda"):
+        plan.backends("onnxruntime,openvino", "cuda")
     (tmp_path / "openvino_language_model.xml").touch()
     assert plan.genai_entry(tmp_path, question) == ([], {"OpenVINO GenAI": plan.ON_CPU})
     assert plan.peer_entries(CHECKPOINT, "eager", question)[0][0].job.device == "cuda"
 
 
+def in_half(bundle, folder) -> Path:
+    """Return a copy of a bundle whose manifest says FP16."""
+    copy = Path(shutil.copytree(bundle, folder))
+    record = json.loads((copy / "ptp_config.json").read_text())
+    record["model"]["precision"] = "fp16"
+    (copy / "ptp_config.json").write_text(json.dumps(record))
+    return copy
+
+
 def test_transformers_is_measured_beside_a_bundle_that_is_there(full_bundle, tmp_path, capsys, monkeypatch):
     jobs = []
+    half = in_half(full_bundle, tmp_path / "half")
 
     def take(what):
         jobs.append(what)
@@ -364,10 +380,14 @@ def test_transformers_is_measured_beside_a_bundle_that_is_there(full_bundle, tmp
 
     monkeypatch.setattr("ptp.benchmarks.speed.benchmark.measure.__defaults__", (lambda *_: None, take))
     options = ("--peers", "eager", "--backend", "onnxruntime", "--repeats", 1, "--out", tmp_path / "out")
-    assert bench(full_bundle, "--checkpoint", "demo", *options) == 0
-    assert [(x.kind, x.model) for x in jobs] == [("transformers", str(CHECKPOINT)), ("ptp", str(full_bundle))]
+    assert bench(half, "--checkpoint", "demo", *options) == 0
+    assert [(x.kind, x.model) for x in jobs] == [("transformers", str(CHECKPOINT)), ("ptp", str(half))]
+    assert jobs[0].precision == "fp16"
     assert not (tmp_path / "out/bundles").exists()
-    capsys.readouterr()
+    found = json.loads((tmp_path / "out/settings.json").read_text())
+    assert found["checkpoint"] == weights_sha256(CHECKPOINT)[:12]
+    assert bench(full_bundle, half, "--checkpoint", "demo", *options) == 1
+    assert "got fp16 and fp32; expected bundles of one precision" in capsys.readouterr().err
 
 
 def test_without_a_compiler_torch_compile_is_not_measured(monkeypatch):
