@@ -41,7 +41,7 @@ def work(job: Job) -> Turn:
     for _ in range(job.warmup):
         runner.run()
     run, others = watched(runner)
-    peak, gpu = peak_bytes(), _gpu_bytes(job) - before
+    peak, gpu = peak_bytes(), max(0, _gpu_bytes(job) - before)
     return Turn(
         run=run,
         load_ms=load_ms,

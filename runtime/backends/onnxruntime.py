@@ -1,8 +1,8 @@
 """ONNX Runtime: on the CPU, or on a GPU through its CUDA and TensorRT execution providers."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -149,6 +149,11 @@ def loader(provider: str, *, threads: int | None) -> LoadGraph:
         BackendError: it is not available here.
     """
     available_provider(provider)
+    if provider != "cpu":
+        # CUDA's libraries may be Python packages, where nothing else looks for them; what is missing it prints, and the
+        # session says so again
+        with redirect_stdout(StringIO()):
+            ort.preload_dlls()
 
     def load(bundle: Bundle, spec: GraphSpec) -> OnnxRuntimeGraph:
         # looking rows up needs no threads, and those of the embedding would spin while the decoder computes
@@ -202,9 +207,6 @@ def available_provider(provider: str) -> str:
             expected=PROVIDERS[provider],
             do="install the onnxruntime package that has it, or use --provider cpu",
         )
-    if provider != "cpu":
-        with redirect_stdout(sys.stderr):  # it prints what it cannot find
-            ort.preload_dlls()  # CUDA's libraries may be Python packages, where no loader looks for them
     return PROVIDERS[provider]
 
 

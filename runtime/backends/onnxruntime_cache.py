@@ -11,7 +11,9 @@ import onnxruntime as ort
 from ptp.runtime.backends.base import Array, DeviceTensor, Shape
 
 MIN_ROOM, GROWTH = 256, 4
-"""A buffer has room for at least so many more rows, and for a fourth of its own; pages not written take no memory."""
+"""A buffer has room for at least so many more rows, and for a fourth of its own.
+
+On the CPU, pages that were not written take no memory."""
 
 
 class Cache:
@@ -77,7 +79,7 @@ def room_for(past: Mapping[str, Array | DeviceTensor], total: int, device: str =
     """Return buffers that begin with the past and have room for new rows.
 
     They are the ones that the past is in, unless they are full or a run has appended to the same past before: then its
-    rows are copied into larger ones.
+    rows are copied into larger ones, from a device through the host.
 
     Args:
         past: key and value of each layer, (1, kv heads, past, d).

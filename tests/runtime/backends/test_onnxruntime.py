@@ -260,3 +260,21 @@ def test_the_decoder_in_place_runs_where_its_operator_does(
         monkeypatch.setattr(backend, name, lambda path, *_, **__: loaded.append(path))
     backend.loader(provider, threads=1)(bundle, decoder)
     assert [path.stem for path in loaded] == [file]
+
+
+def test_cudas_libraries_are_looked_for_where_pip_puts_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looked: list[str] = []
+
+    def preload() -> None:
+        looked.append("once")
+        print("Failed to load libcublas.so.13")
+
+    monkeypatch.setattr(ort, "preload_dlls", preload)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: list(backend.PROVIDERS.values()))
+    backend.loader("cpu", threads=1)
+    assert looked == []
+    backend.loader("cuda", threads=1)
+    assert looked == ["once"]
+    assert capsys.readouterr() == ("", "")
