@@ -29,7 +29,11 @@ def bundle(demo_bundle: Path, tmp_path: Path) -> tuple[Path, str]:
     file = manifest.graphs.decoder_model_merged.file
     data = f"{file}_data"
     onnx.save(
-        onnx.load(folder / file), folder / file, save_as_external_data=True, location=Path(data).name, size_threshold=0
+        onnx.load(folder / file),
+        folder / file,
+        save_as_external_data=True,
+        location=Path(data).name,
+        size_threshold=256,
     )
     files = manifest.files | {name: file_entry(folder / name) for name in (file, data)}
     write_manifest(folder, manifest.model_copy(update={"files": files}))
