@@ -161,9 +161,10 @@ def loader(provider: str, *, threads: int | None) -> LoadGraph:
         own = 1 if spec == graphs.embed_tokens else threads
         if provider == "cpu" and spec == graphs.vision_encoder:
             spec = graphs.vision_encoder_onnxruntime or spec
-        if spec == graphs.decoder_model_merged and graphs.decoder_onnxruntime is not None:
-            spec = graphs.decoder_onnxruntime if _takes_fused(provider, graphs.decoder_onnxruntime) else spec
-        graph = InPlaceDecoder if spec == graphs.decoder_onnxruntime else OnnxRuntimeGraph
+        fused = graphs.decoder_onnxruntime
+        if fused and spec == graphs.decoder_model_merged and _takes_fused(provider, fused):
+            spec = fused
+        graph = InPlaceDecoder if spec == fused else OnnxRuntimeGraph
         return graph(bundle.path(spec.file), spec, provider=provider, threads=own)
 
     return load
