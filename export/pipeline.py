@@ -38,6 +38,7 @@ from ptp.export.quantization import QuantizedWeights
 from ptp.export.tile_by_tile import TileByTile
 from ptp.export.vision import build_vision_graph
 from ptp.export.weights import Weights
+from ptp.peak_memory import give_back
 from ptp.report.evaluation import read_evaluation
 from ptp.report.page import EngineMemory, write_report
 
@@ -120,6 +121,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
             beside = stage / vision.file
             by_tile = write(graph, plan.vision_io, "vision_encoder_onnxruntime", stock=False, beside=beside)
         gc.collect()
+        give_back()
         twin = stage / by_tile.file if by_tile else None
         check = _check_vision(plan, checkpoint, model, stage / vision.file, twin, say, clock)
         del model

@@ -1,7 +1,5 @@
 """What transformers itself computes for an image: features, attention, similarity. Shares no code with the graph."""
 
-import ctypes
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +8,8 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch.nn.functional import normalize
+
+from ptp.peak_memory import give_back
 
 Array = NDArray[Any]
 
@@ -64,7 +64,7 @@ def ask_transformers(
     try:
         return _ask(model, pixel_values, image_size, saliency_layer, question)
     finally:
-        _give_back()
+        give_back()
 
 
 def _ask(
@@ -86,13 +86,6 @@ def _ask(
             similarity=None if question is None else _similarity(visual, question),
             attention=None if question is None else _attention(model, features, question),
         )
-
-
-def _give_back() -> None:
-    """Return freed memory to the system, where the C library (glibc) keeps it: 2.8 GB after one image of a 7B model."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim:
-        trim(0)
 
 
 def _similarity(visual: torch.Tensor, question: Question) -> Array:

@@ -21,6 +21,7 @@ from ptp.export.gates.images import gate_image, gate_sizes
 from ptp.export.gates.oracle import Oracle, Question, ask_transformers
 from ptp.export.plan import Plan
 from ptp.export.specs import FLOAT, GraphIO
+from ptp.peak_memory import give_back
 from ptp.ptp_graph.reference import (
     NEWLINE,
     Kept,
@@ -310,6 +311,7 @@ def _run(path: Path, io: GraphIO, calls: Sequence[Call], step: Callable[[], None
         for call in calls:
             step()
             found.append(dict(zip(names, session.run(names, call.feeds), strict=True)))
+            give_back()
     return found
 
 
