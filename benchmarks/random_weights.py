@@ -22,7 +22,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from ptp.bundle.contract import GRAPH_FOLDER
 from ptp.bundle.reader import read_manifest
 from ptp.bundle.writer import file_entry, write_manifest
-from ptp.errors import BundleError
+from ptp.errors import BundleError, PtpError
 
 LARGE = 1 << 20
 """Bytes from which a tensor is drawn."""
@@ -43,10 +43,13 @@ def main() -> None:
     verb = verbs.add_parser("fill")
     verb.add_argument("small", type=Path)
     options = parser.parse_args()
-    if options.verb == "strip":
-        strip(options.bundle, options.small)
-    else:
-        fill(options.small)
+    try:
+        if options.verb == "strip":
+            strip(options.bundle, options.small)
+        else:
+            fill(options.small)
+    except PtpError as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def strip(bundle: Path, small: Path) -> None:

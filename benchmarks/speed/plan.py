@@ -85,6 +85,8 @@ def backends(named: str | None, device: Device) -> tuple[tuple[str, ...], dict[s
         ConfigError: a name is none, or of a backend of the CPU where the device is another.
         BackendError: ONNX Runtime has no provider for the device.
     """
+    if device == "cuda" and "onnxruntime" in (named or "onnxruntime").split(","):
+        available_provider(device)  # before transformers takes its turns
     if named is not None:
         chosen = tuple(dict.fromkeys(named.split(",")))
         if unknown := [name for name in chosen if name not in BACKENDS]:
@@ -93,7 +95,6 @@ def backends(named: str | None, device: Device) -> tuple[tuple[str, ...], dict[s
             raise ConfigError("openvino runs on the CPU", got="--device cuda", do="leave one of them out")
         return chosen, {}
     if device == "cuda":
-        available_provider(device)
         return CPU_BACKENDS[:1], {"PTP on openvino": ON_CPU}
     if find_spec("openvino") is None:
         return CPU_BACKENDS[:1], {"PTP on openvino": 'not installed; pip install "ptp-export[openvino]"'}
