@@ -54,8 +54,8 @@ def estimate(plan: Plan, checkpoint: Checkpoint) -> Sizes:
     An export writes weights one at a time. The model that the graphs are compared with computes in float32; it holds
     all its weights if they are few, and otherwise the one in use. Beside it come, one after the other, ONNX Runtime
     with the vision graph and its activations, and TensorRT-RTX's builder, in a process of its own, where that is
-    installed. A run holds all weights, the cache and the encoder's activations; ONNX Runtime on the CPU computes
-    float16 graphs with float32 copies of their weights.
+    installed. ONNX Runtime lays out float32 weights anew; float16 ones it widens when they are used, in the gates, and
+    before, in a run. A run holds all weights, the cache and the encoder's activations.
     """
     model = empty_model(checkpoint.adapter.load_class(), checkpoint.config)
     vision, embed, decoder = (
@@ -70,11 +70,11 @@ def estimate(plan: Plan, checkpoint: Checkpoint) -> Sizes:
     tokens = plan.config.max_prompt + plan.schedule.num_kept_range[1]
     cache = memory.cache_bytes(text, plan.config.precision, tokens)
     activations = _vision_activations(plan, checkpoint)
-    compute = 2 if plan.config.precision == "fp16" else 1
+    half = plan.config.precision == "fp16"
     held = torch.float32.itemsize * _parameters(model)
     if held > IN_MEMORY:
         held = torch.float32.itemsize * max(parameter.numel() for parameter in model.parameters())
-    parity = (1 + compute) * vision + activations
+    parity = (1 if half else 2) * vision + activations
     build = memory.builder_bytes(vision) if tensorrt.is_installed("tensorrt-rtx") else 0
     board_build, board_run = _board_memory(plan, checkpoint, (vision, embed, decoder))
     return Sizes(
@@ -83,7 +83,7 @@ def estimate(plan: Plan, checkpoint: Checkpoint) -> Sizes:
         decoder=decoder,
         cache=cache,
         export=BASE_BYTES + held + max(parity, build),
-        run=RUNTIME_BASE_BYTES + (1 + (compute - 1) * 2) * (vision + embed + decoder) + cache + activations,
+        run=RUNTIME_BASE_BYTES + (3 if half else 1) * (vision + embed + decoder) + cache + activations,
         board_build=board_build,
         board_run=board_run,
     )

@@ -357,4 +357,11 @@ def _session(path: Path) -> Any:
     options.log_severity_level = 3
     options.add_session_config_entry(*EXACT_PRODUCTS)
     options.enable_cpu_mem_arena = False  # an arena would keep the most that was needed at once
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    # float16 weights are widened where they are used, and not all of them at the start
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    return onnxruntime.InferenceSession(
+        path,
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=["FuseFp16InitializerToFp32NodeTransformer"],
+    )
