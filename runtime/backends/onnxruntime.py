@@ -162,18 +162,14 @@ def loader(provider: str, *, threads: int | None) -> LoadGraph:
         if provider == "cpu" and spec == graphs.vision_encoder:
             spec = graphs.vision_encoder_onnxruntime or spec
         fused = graphs.decoder_onnxruntime
-        if fused and spec == graphs.decoder_model_merged and _takes_fused(provider, fused):
+        # CUDA has GroupQueryAttention in FP16 alone
+        runs_fused = provider == "cpu" or (provider == "cuda" and bundle.manifest.model.precision == "fp16")
+        if fused and spec == graphs.decoder_model_merged and runs_fused:
             spec = fused
         graph = InPlaceDecoder if spec == fused else OnnxRuntimeGraph
         return graph(bundle.path(spec.file), spec, provider=provider, threads=own)
 
     return load
-
-
-def _takes_fused(provider: str, fused: GraphSpec) -> bool:
-    """Return whether a provider has a kernel of GroupQueryAttention for a decoder: CUDA's computes in FP16 alone."""
-    half = all(tensor.dtype == "float16" for tensor in fused.inputs if tensor.name == "inputs_embeds")
-    return provider == "cpu" or (provider == "cuda" and half)
 
 
 def _providers(provider: str, spec: GraphSpec) -> list[str]:
