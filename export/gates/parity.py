@@ -310,8 +310,7 @@ def _run(path: Path, io: GraphIO, calls: Sequence[Call], step: Callable[[], None
     with _probed_session(path, io) as session:
         for call in calls:
             step()
-            found.append(dict(zip(names, session.run(names, call.feeds), strict=True)))
-            give_back()
+            found.append(_outputs(session, names, call))
     return found
 
 
@@ -327,12 +326,19 @@ def _check_as_written(path: Path, io: GraphIO, calls: Sequence[Call], probed: Se
     names, session = [spec.name for spec in io.outputs], _session(path)
     for call, seen in zip(calls, probed, strict=True):
         size = tuple(call.feeds["image_sizes"][0].tolist())
-        found = dict(zip(names, session.run(names, call.feeds), strict=True))
+        found = _outputs(session, names, call)
         for name in names:
             if np.issubdtype(found[name].dtype, np.floating):
                 _require(row_difference(found[name], seen[name]), FEATURES["fp32"], name, size)
             elif not np.array_equal(found[name], seen[name]):
                 raise ParityError(f"{name} changes when the probes are hidden", got=found[name], expected=seen[name])
+
+
+def _outputs(session: Any, names: Sequence[str], call: Call) -> dict[str, Array]:
+    try:
+        return dict(zip(names, session.run(names, call.feeds), strict=True))
+    finally:
+        give_back()
 
 
 @contextmanager
