@@ -54,6 +54,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="of the CPU; ONNX Runtime's choice without it")
     parser.add_argument("--repeats", type=int, default=3, help="runs, after one that warms up")
     options = parser.parse_args()
+    if options.repeats < 1:
+        raise SystemExit(f"error: nothing to measure; got --repeats {options.repeats}; expected 1 or more")
     if options.device == "cuda":
         os.environ["CUDA_LAUNCH_BLOCKING"] = "1"
     try:

@@ -54,8 +54,9 @@ def estimate(plan: Plan, checkpoint: Checkpoint) -> Sizes:
     An export writes weights one at a time. The model that the graphs are compared with computes in float32; it holds
     all its weights if they are few, and otherwise the one in use. Beside it come, one after the other, ONNX Runtime
     with the vision graph and its activations, and TensorRT-RTX's builder, in a process of its own, where that is
-    installed. ONNX Runtime lays out float32 weights anew; float16 ones it widens when they are used, in the gates, and
-    before, in a run. A run holds all weights, the cache and the encoder's activations.
+    installed. ONNX Runtime keeps float32 weights once more, laid out for its products; float16 ones are widened one at
+    a time in the gates' sessions and all at once in a run's. A run holds all weights, the cache and the encoder's
+    activations.
     """
     model = empty_model(checkpoint.adapter.load_class(), checkpoint.config)
     vision, embed, decoder = (

@@ -57,7 +57,12 @@ def test_the_table_adds_up(demo_bundle, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [(["nowhere"], "nowhere"), (["nowhere", "--device", "cuda"], "the provider cuda")]
+    ("arguments", "said"),
+    [
+        (["nowhere"], "nowhere"),
+        (["nowhere", "--device", "cuda"], "the provider cuda"),
+        (["nowhere", "--repeats", "0"], "--repeats 0"),
+    ],
 )
 def test_what_cannot_be_profiled_is_one_line(arguments, said, monkeypatch):
     monkeypatch.setattr("sys.argv", ["operators", *arguments])
