@@ -236,24 +236,25 @@ def test_the_cpu_runs_the_vision_graph_made_for_it(
 
 
 @pytest.mark.parametrize(
-    ("provider", "dtype", "file"),
+    ("provider", "precision", "file"),
     [
-        ("cpu", "float32", "decoder_onnxruntime"),
-        ("cuda", "float32", "decoder_model_merged"),
-        ("cuda", "float16", "decoder_onnxruntime"),
-        ("tensorrt", "float16", "decoder_model_merged"),
+        ("cpu", "fp32", "decoder_onnxruntime"),
+        ("cuda", "fp32", "decoder_model_merged"),
+        ("cuda", "fp16", "decoder_onnxruntime"),
+        ("tensorrt", "fp16", "decoder_model_merged"),
     ],
 )
 def test_the_decoder_in_place_runs_where_its_operator_does(
-    demo_bundle: Path, monkeypatch: pytest.MonkeyPatch, provider: str, dtype: str, file: str
+    demo_bundle: Path, monkeypatch: pytest.MonkeyPatch, provider: str, precision: str, file: str
 ) -> None:
     bundle = open_bundle(demo_bundle)
     decoder = bundle.manifest.graphs.decoder_model_merged
-    inputs = tuple(x.model_copy(update={"dtype": dtype}) if x.name == "inputs_embeds" else x for x in decoder.inputs)
-    fused = decoder.model_copy(update={"file": "onnx/decoder_onnxruntime.onnx", "inputs": inputs})
+    fused = decoder.model_copy(update={"file": "onnx/decoder_onnxruntime.onnx"})
     graphs = bundle.manifest.graphs.model_copy(update={"decoder_onnxruntime": fused})
     files = bundle.manifest.files | {fused.file: bundle.manifest.files[decoder.file]}
-    bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"graphs": graphs, "files": files}))
+    model = bundle.manifest.model.model_copy(update={"precision": precision})
+    changes = {"graphs": graphs, "files": files, "model": model}
+    bundle = replace(bundle, manifest=bundle.manifest.model_copy(update=changes))
     loaded: list[Path] = []
     monkeypatch.setattr(backend, "available_provider", lambda provider: provider)
     for name in ("OnnxRuntimeGraph", "InPlaceDecoder"):
