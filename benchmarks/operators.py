@@ -21,9 +21,9 @@ import onnxruntime
 
 from ptp.benchmarks.random_feeds import random_feeds
 from ptp.benchmarks.speed.pruner_graph import write_pruner
-from ptp.benchmarks.speed.ptp_side import PRUNER_FILE, PRUNER_SPEC
+from ptp.benchmarks.speed.ptp_side import PRUNER_GRAPHS, PrunerGraphs
 from ptp.bundle import Bundle, open_bundle
-from ptp.bundle.manifest import GraphSpec
+from ptp.bundle.manifest import Graphs, GraphSpec
 from ptp.errors import PtpError
 from ptp.runtime.backends.onnxruntime import LOG_ERRORS, PROVIDER_OPTIONS, available_provider, loader
 from ptp.tolerances import EXACT_PRODUCTS
@@ -121,14 +121,18 @@ def _sum(kinds: list[tuple[str, Kind]]) -> Kind:
 
 
 def _graphs(bundle: Bundle, device: str) -> Iterator[tuple[str, Path, GraphSpec]]:
-    graphs = bundle.manifest.graphs
-    vision = (graphs.vision_encoder_onnxruntime if device == "cpu" else None) or graphs.vision_encoder
+    for_cpu = device == "cpu"
+    vision = _chosen(bundle.manifest.graphs, for_cpu)
     yield "vision graph", bundle.path(vision.file), vision
     with tempfile.TemporaryDirectory() as folder:
         pruner = Path(folder) / "pruner"
-        write_pruner(bundle.path(graphs.vision_encoder.file), pruner)
-        spec = GraphSpec.model_validate_json((pruner / PRUNER_SPEC).read_text(encoding="utf-8"))
-        yield "pruner's own graph", pruner / PRUNER_FILE, spec
+        write_pruner(bundle, pruner)
+        own = _chosen(PrunerGraphs.model_validate_json((pruner / PRUNER_GRAPHS).read_text(encoding="utf-8")), for_cpu)
+        yield "pruner's own graph", pruner / own.file, own
+
+
+def _chosen(graphs: Graphs | PrunerGraphs, for_cpu: bool) -> GraphSpec:
+    return (graphs.vision_encoder_onnxruntime if for_cpu else None) or graphs.vision_encoder
 
 
 def _feeds(bundle: Bundle, spec: GraphSpec) -> dict[str, Any]:

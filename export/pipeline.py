@@ -35,7 +35,6 @@ from ptp.export.graph_writer import Clock, GraphWriter, Progress
 from ptp.export.passes import shared_bytes
 from ptp.export.plan import Plan, make_plan
 from ptp.export.quantization import QuantizedWeights
-from ptp.export.tile_by_tile import TileByTile
 from ptp.export.vision import build_vision_graph
 from ptp.export.weights import Weights
 from ptp.peak_memory import give_back
@@ -117,7 +116,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
         vision = write(graph, plan.vision_io, "vision_encoder", static=True, beside=stage / decoder.file)
         by_tile = None
         if config.optimize:
-            graph = build_vision_graph(plan, checkpoint, skeleton.model, TileByTile)
+            graph = build_vision_graph(plan, checkpoint, skeleton.model, control_flow=True)
             beside = stage / vision.file
             by_tile = write(graph, plan.vision_io, "vision_encoder_onnxruntime", stock=False, beside=beside)
         gc.collect()

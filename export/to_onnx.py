@@ -74,9 +74,9 @@ def trace(
         TransposeWeights()(program.model)
         if optimize:
             program.optimize()
-    model = program.model
-    model.ir_version = IR_VERSION
-    finish(model, io)
+        model = program.model
+        model.ir_version = IR_VERSION
+        finish(model, io)
     _check_contract(model, io)
     return model
 
@@ -147,12 +147,14 @@ def _describe(value: ir.Value) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporter's own chatter; what matters is checked afterwards."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,6 +1,5 @@
 """The vision graph: encoder, pruning and packing as one static module."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +12,12 @@ from ptp.export.adapters.base import TileEncoder
 from ptp.export.checkpoint import Checkpoint
 from ptp.export.language import EarlyBlocks
 from ptp.export.plan import Plan
+from ptp.export.tile_by_tile import TileByTile
 from ptp.ptp_graph.allocate import allocate, quantise
 from ptp.ptp_graph.fuse import fuse, minmax
 from ptp.ptp_graph.packing import PackedSlots, packed_slots
 from ptp.ptp_graph.region import region_weights
-from ptp.ptp_graph.relevance import attention_relevance, cosine_relevance, instruction_sequence
+from ptp.ptp_graph.relevance import InstructionSequence, attention_relevance, cosine_relevance, instruction_sequence
 from ptp.ptp_graph.schedule import Schedule
 from ptp.ptp_graph.select import Selection, select, top_tokens
 
@@ -47,6 +47,8 @@ class VisionGraph(nn.Module):
         region: what a crop's share of the budget follows.
         region_temperature: τ of `cls_cosine`'s softmax over crops.
         early_blocks: the language model's first blocks, for the instruction mode `attention` alone.
+        control_flow: the graph may loop and branch (Scan, If), which ONNX Runtime takes and TensorRT does not: one tile
+            after the other, and the question is left aside where it can change nothing.
     """
 
     def __init__(
@@ -57,14 +59,17 @@ class VisionGraph(nn.Module):
         region: RegionRule,
         region_temperature: float,
         early_blocks: EarlyBlocks | None = None,
+        *,
+        control_flow: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder = TileByTile(encoder) if control_flow else encoder
         self.schedule = schedule
         self.instruction = instruction
         self.region = region
         self.region_temperature = region_temperature
         self.early_blocks = early_blocks
+        self.control_flow = control_flow
 
     def forward(
         self,
@@ -103,8 +108,10 @@ class VisionGraph(nn.Module):
             assert alpha is not None
             # every token is scored against the question, so all are projected here and gathered after
             features = self.encoder.project(features)  # (B, T, N, H)
-            relevance = self._relevance(features, slots, prompt_embeds, prompt_mask, question_mask, prefix_length)
-            relevance = relevance.reshape(valid.shape)  # (B, T, N)
+            decides = self._decides(alpha, num_kept)
+            relevance = self._relevance(
+                features, slots, prompt_embeds, prompt_mask, question_mask, prefix_length, decides
+            ).reshape(valid.shape)  # (B, T, N)
             scores, effective_alpha = fuse(saliency, relevance, alpha, valid)
             outputs.append(effective_alpha)
             probes.append(relevance)
@@ -113,6 +120,17 @@ class VisionGraph(nn.Module):
         kept = self._gather(features, selection)
         length = slots.length.squeeze(-1).to(torch.int64)
         return (kept, selection.positions, selection.num_valid, budgets, length, *outputs, *probes)
+
+    def _decides(self, alpha: Tensor, num_kept: Tensor | None) -> Tensor | None:
+        """Return whether the relevance can change an output; None where it always can, or the graph may not branch.
+
+        It can where a token is left out, and where α follows it.
+        """
+        most = self.schedule.num_slots
+        if not self.control_flow or self.schedule.num_kept_range[1] < most:
+            return None
+        is_adaptive = (alpha < 0).any()
+        return is_adaptive if num_kept is None else is_adaptive | (num_kept < most).any()
 
     def _levels(self, num_kept: Tensor | None) -> TracedLevels:
         """Return the budgets of the levels, from the input K where the graph has one."""
@@ -158,8 +176,9 @@ class VisionGraph(nn.Module):
         prompt_mask: Tensor | None,
         question_mask: Tensor | None,
         prefix_length: Tensor | None,
+        decides: Tensor | None,
     ) -> Tensor:
-        """Return (B, T·N): what each visual token matters to the question."""
+        """Return (B, T·N): what each visual token matters to the question; attention's is 0 unless it `decides`."""
         assert prompt_embeds is not None
         assert prompt_mask is not None
         assert question_mask is not None
@@ -171,9 +190,14 @@ class VisionGraph(nn.Module):
         newlines = self.encoder.newline.expand(visual.shape[0], self.schedule.num_newlines, -1)
         visual = torch.cat([visual, newlines], dim=1)  # (B, P, H)
         sequence = instruction_sequence(prompt_embeds, prompt_mask, prefix_length, visual, slots)
-        rows = prompt_embeds.shape[1]
-        query, keys, allowed = self.early_blocks(sequence, rows)
-        relevance = attention_relevance(query, keys, allowed, question_mask)  # (B, L + P)
+        rows, blocks = prompt_embeds.shape[1], self.early_blocks
+
+        def ask() -> Tensor:
+            query, keys, allowed = blocks(sequence, rows)
+            return attention_relevance(query, keys, allowed, question_mask)  # (B, L + P)
+
+        valid = sequence.valid
+        relevance = ask() if decides is None else torch.cond(decides, ask, lambda: torch.zeros(valid.shape))
         return relevance[:, rows : rows + self.schedule.num_tokens]
 
     def _gather(self, features: Tensor, selection: Selection) -> Tensor:
@@ -189,23 +213,22 @@ class VisionGraph(nn.Module):
         return torch.where(selection.is_real[..., None], kept, torch.zeros((), dtype=kept.dtype))
 
 
-def build_vision_graph(
-    plan: Plan, checkpoint: Checkpoint, model: Any, wrap: Callable[[TileEncoder], TileEncoder] = lambda encoder: encoder
-) -> VisionGraph:
+def build_vision_graph(plan: Plan, checkpoint: Checkpoint, model: Any, *, control_flow: bool = False) -> VisionGraph:
     """Return the vision graph of a loaded model, or of one on the meta device.
 
     Args:
         plan: the static sizes and options.
         checkpoint: for its adapter.
         model: transformers' model.
-        wrap: makes another encoder of the family's, that computes the same.
+        control_flow: see `VisionGraph`.
     """
     adapter, instruction = checkpoint.adapter, plan.config.instruction
     return VisionGraph(
-        wrap(adapter.build_encoder(model, plan.saliency_layer)),
+        adapter.build_encoder(model, plan.saliency_layer),
         plan.schedule,
         instruction,
         plan.config.region,
         plan.region_temperature,
         adapter.build_early_blocks(model) if instruction == "attention" else None,
+        control_flow=control_flow,
     )

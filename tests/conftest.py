@@ -73,6 +73,23 @@ def full_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def branching_bundle(tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint with K as an input, up to all tokens, and graphs for ONNX Runtime alone; do not change it."""
+    out = tmp_path_factory.mktemp("bundles") / "branching"
+    export(
+        ExportConfig(
+            model=str(tiny_checkpoint("llama")),
+            out=out,
+            keep=Fraction("0.5"),
+            keep_range=(Fraction("0.25"), Fraction(1)),
+            max_prompt=24,
+            optimize="onnxruntime",
+        )
+    )
+    return out
+
+
 @pytest.fixture
 def copied_bundle(demo_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the demo bundle that a test may spoil."""

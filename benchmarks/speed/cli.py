@@ -178,7 +178,7 @@ def _pruners(bundles: list[Path], folder: Path) -> tuple[dict[Path, Path], dict[
     found = {}
     for path, bundle in opened.items():
         found[path] = folder / _sha256(path / "ptp_config.json")[:16]
-        write_pruner(bundle.path(bundle.manifest.graphs.vision_encoder.file), found[path])
+        write_pruner(bundle, found[path])
     return found, {}
 
 

@@ -1,23 +1,26 @@
 """The pruner's own graph: what is left of a vision graph without the encoder and the projector.
 
 Cut out of the exported file itself, so that it has what the export made of the pruner, and nothing that encoder and
-pruner share. It takes the encoder's values that the pruner reads, and what else the vision graph takes.
+pruner share. It takes the encoder's values that the pruner reads, and what else the vision graph takes. Where the
+encoder is in a Scan, so is the saliency, which then counts as the encoder's.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir import convenience
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.traversal import RecursiveGraphIterator
 
-from ptp.benchmarks.speed.ptp_side import PRUNER_FILE, PRUNER_SPEC
+from ptp.benchmarks.speed.ptp_side import PRUNER_GRAPHS, PrunerGraphs
+from ptp.bundle import Bundle
 from ptp.bundle.manifest import Dtype, GraphSpec, TensorSpec
 from ptp.bundle.writer import staged
 from ptp.errors import BundleError
 
 PROJECTOR = "encoder.projector."
-"""How the names of the projector's weights begin."""
+"""Part of the names of the projector's weights."""
 
 DTYPES: dict[ir.DataType | None, Dtype] = {
     ir.DataType.FLOAT: "float32",
@@ -28,26 +31,36 @@ DTYPES: dict[ir.DataType | None, Dtype] = {
 }
 
 
-def write_pruner(vision: Path, folder: Path) -> None:
-    """Write the pruner's graph and its inputs and outputs; a folder that is there is left as it is.
+def write_pruner(bundle: Bundle, folder: Path) -> None:
+    """Write the pruner of each of a bundle's vision graphs, and its inputs and outputs.
 
     Args:
-        vision: `vision_encoder.onnx` of a bundle.
-        folder: where to.
+        bundle: the bundle.
+        folder: where to; one that is there is left as it is.
 
     Raises:
-        BundleError: the graph has no projector to cut at, or no runtime can feed what is left.
+        BundleError: a graph has no projector to cut at, or no runtime can feed what is left.
     """
     if folder.exists():
         return
+    graphs = bundle.manifest.graphs
+    with staged(folder, force=False) as stage:
+        found = PrunerGraphs(
+            vision_encoder=_write(bundle.path(graphs.vision_encoder.file), stage),
+            vision_encoder_onnxruntime=_write(bundle.path(graphs.vision_encoder_onnxruntime.file), stage)
+            if graphs.vision_encoder_onnxruntime
+            else None,
+        )
+        (stage / PRUNER_GRAPHS).write_text(found.model_dump_json(), encoding="utf-8")
+
+
+def _write(vision: Path, folder: Path) -> GraphSpec:
     model = ir.load(vision)
     cut(model.graph, f"{vision}")
     RemoveUnusedNodesPass()(model)
     ir.external_data.load_to_model(model)  # weights that stand in the decoder's file
-    spec = GraphSpec(file=PRUNER_FILE, inputs=_specs(model.graph.inputs), outputs=_specs(model.graph.outputs))
-    with staged(folder, force=False) as stage:
-        ir.save(model, stage / PRUNER_FILE, external_data=f"{PRUNER_FILE}_data")
-        (stage / PRUNER_SPEC).write_text(spec.model_dump_json(), encoding="utf-8")
+    ir.save(model, folder / vision.name, external_data=f"{vision.name}_data")
+    return GraphSpec(file=vision.name, inputs=_specs(model.graph.inputs), outputs=_specs(model.graph.outputs))
 
 
 def cut(graph: ir.Graph, name: str) -> None:
@@ -62,17 +75,27 @@ def cut(graph: ir.Graph, name: str) -> None:
     """
     own = _encoder_and_projector(graph)
     if not own:
-        raise BundleError(f"{name} has no projector to cut at", expected=f"matrices named {PROJECTOR}*")
+        raise BundleError(f"{name} has no projector to cut at", expected=f"matrices named *{PROJECTOR}*")
     rest = [node for node in graph if node not in own]
-    taken = dict.fromkeys(x for node in rest for x in node.inputs if x is not None and x.producer() in own)
+    reading = (inner for node in rest for inner in (node, *_inside(node)))
+    taken = dict.fromkeys(x for node in reading for x in node.inputs if x is not None and x.producer() in own)
     given = dict.fromkeys(x for node in own for x in node.inputs if x is not None and x.producer() in set(rest))
     graph.outputs[:] = [x for x in graph.outputs if x.producer() not in own] + list(given)
     for value in taken:
         entry = ir.Value(name=value.name, shape=value.shape, type=value.type)
         convenience.replace_all_uses_with(value, entry)
         graph.inputs.append(entry)
+    for inner in [inner for node in own for inner in _inside(node)]:
+        inner.resize_inputs(0)  # what it read would still count as used
     graph.remove(own, safe=True)
     graph.inputs[:] = [x for x in graph.inputs if x.uses()]
+
+
+def _inside(node: ir.Node) -> Iterator[ir.Node]:
+    """Yield the nodes of a node's branches, which read values of the graph around them."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield from RecursiveGraphIterator(attribute.as_graph())
 
 
 def _encoder_and_projector(graph: ir.Graph) -> set[ir.Node]:
@@ -82,7 +105,7 @@ def _encoder_and_projector(graph: ir.Graph) -> set[ir.Node]:
     gathered and not what chooses.
     """
     chosen = _downstream(next(x for x in graph.inputs if x.name == "tile_grid"))
-    own = {name: x for name, x in graph.initializers.items() if name.startswith(PROJECTOR)}
+    own = {name: x for name, x in graph.initializers.items() if PROJECTOR in name}
     waiting = [use.node for name, x in own.items() if ".weight" in name for use in x.uses()]
     found: set[ir.Node] = set()
     while waiting:

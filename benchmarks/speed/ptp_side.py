@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from ptp.benchmarks.random_feeds import random_feeds
 from ptp.benchmarks.speed.turn import Job, Laps, Run
 from ptp.bundle import Bundle, open_bundle
@@ -19,7 +21,14 @@ from ptp.runtime.preprocess.tiles import make_tiles
 from ptp.runtime.sampling import Sampling
 from ptp.runtime.vision import Query, VisualEncoder
 
-PRUNER_FILE, PRUNER_SPEC = "pruner.onnx", "pruner.json"
+PRUNER_GRAPHS = "graphs.json"
+
+
+class PrunerGraphs(BaseModel):
+    """The pruners of a bundle's vision graphs, under their names; files are relative to `graphs.json`."""
+
+    vision_encoder: GraphSpec
+    vision_encoder_onnxruntime: GraphSpec | None
 
 
 class PtpSide:
@@ -73,15 +82,17 @@ class PtpSide:
 
     def load_pruner(self, folder: Path) -> Callable[[], object]:
         """Return what runs the pruner's own graph once, on random features and on the last answer's other inputs."""
-        spec = GraphSpec.model_validate_json((folder / PRUNER_SPEC).read_text(encoding="utf-8"))
-        file = folder / PRUNER_FILE
-        entry = FileEntry(bytes=file.stat().st_size, sha256="0" * 64)  # ours, made a moment ago: nothing to verify
-        manifest = self._bundle.manifest.model_copy(update={"files": {PRUNER_FILE: entry}})
-        graph = self._load(replace(self._bundle, folder=folder, manifest=manifest), spec)
+        own = PrunerGraphs.model_validate_json((folder / PRUNER_GRAPHS).read_text(encoding="utf-8"))
+        manifest = self._bundle.manifest
+        graphs = manifest.graphs.model_copy(update=dict(own))
+        # ours, made a moment ago: nothing to verify
+        files = {x.name: FileEntry(bytes=x.stat().st_size, sha256="0" * 64) for x in folder.iterdir()}
+        manifest = manifest.model_copy(update={"graphs": graphs, "files": files})
+        graph = self._load(replace(self._bundle, folder=folder, manifest=manifest), graphs.vision_encoder)
         assert self._vision is not None
         known = self._vision.feeds
         sizes = {"num_kept": int(known["num_kept"][0])} if "num_kept" in known else {}
-        feeds = random_feeds(spec.inputs, known, sizes)
+        feeds = random_feeds(graph.inputs, known, sizes)
         # where the encoder would leave its values
         if (self._job.backend, self._job.device) == ("onnxruntime", "cuda"):
             from onnxruntime import OrtValue

@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from checkpoints import Geometry, write_checkpoint
@@ -14,6 +15,7 @@ from PIL import Image
 
 from ptp import Pipeline
 from ptp.anyres import PackedLayout, choose_grid
+from ptp.benchmarks.random_feeds import random_feeds
 from ptp.bundle import open_bundle
 from ptp.engines import tensorrt
 from ptp.errors import BuildError, ConfigError, LintError, ParityError
@@ -26,7 +28,7 @@ from ptp.export.gates.parity import check_parity
 from ptp.export.plan import make_plan
 from ptp.export.tile_by_tile import TileByTile
 from ptp.export.to_onnx import save, trace
-from ptp.export.vision import build_vision_graph
+from ptp.export.vision import VisionGraph, build_vision_graph
 from ptp.ptp_graph.region import region_weights
 from ptp.ptp_graph.schedule import WEIGHT_LEVELS
 
@@ -338,11 +340,43 @@ def test_the_parity_gate_looks_at_every_form_of_the_graph(parts, tmp_path, monke
     honest = TileByTile.encode
     monkeypatch.setattr(TileByTile, "encode", lambda self, tiles: honest(self, tiles.flip(0)))
     skeleton = make_skeleton(checkpoint, find_weights(checkpoint, "fp32"))
-    mirrored = build_vision_graph(plan, checkpoint, skeleton.model, TileByTile)
+    mirrored = build_vision_graph(plan, checkpoint, skeleton.model, control_flow=True)
     save(trace(mirrored, plan.vision_io, opset=20, initializers=skeleton.initializers(mirrored)), paths[1])
     assert [node.op_type for node in ir.load(paths[1]).graph].count("Scan") == 1
     with pytest.raises(ParityError, match="differs from transformers"):
         check_parity(paths, plan, checkpoint, model)
+
+
+def test_the_question_is_left_aside_only_where_it_changes_nothing(branching_bundle, tmp_path):
+    bundle = open_bundle(branching_bundle)
+    pruning, tiling = bundle.manifest.pruning, bundle.manifest.tiling
+    spec = bundle.manifest.graphs.vision_encoder_onnxruntime
+    model = ir.load(bundle.path(spec.file))
+    asked = next(node.outputs[0] for node in model.graph if node.op_type == "If")
+    model.graph.outputs.append(asked)
+    ir.save(model, tmp_path / "probed.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "probed.onnx", providers=["CPUExecutionProvider"])
+    side = tiling.tile_size * 2
+    fixed = {"image_sizes": [[side, side]], "tile_grid": [[2, 2]], "prefix_length": [3]}
+
+    def is_asked(num_kept, alpha):
+        feeds = random_feeds(spec.inputs, fixed | {"num_kept": [num_kept], "alpha": [alpha]})
+        return bool(session.run([asked.name], feeds)[0].any())
+
+    most = pruning.keep_range.max_kept
+    assert [is_asked(*x) for x in ((most, 0.5), (most, -1), (most - 1, 0.5))] == [False, True, True]
+
+
+def test_the_parity_gate_refuses_a_graph_that_never_looks_at_the_question(parts, tmp_path, monkeypatch):
+    checkpoint, plan, model, _ = parts
+    plan = replace(plan, schedule=replace(plan.schedule, keep=Fraction(1)))
+    monkeypatch.setattr(VisionGraph, "_decides", lambda self, alpha, num_kept: (alpha > 1).any())
+    skeleton = make_skeleton(checkpoint, find_weights(checkpoint, "fp32"))
+    graph = build_vision_graph(plan, checkpoint, skeleton.model, control_flow=True)
+    path = tmp_path / "vision.onnx"
+    save(trace(graph, plan.vision_io, opset=20, initializers=skeleton.initializers(graph)), path)
+    with pytest.raises(ParityError, match="relevance differs from transformers"):
+        check_parity([path], plan, checkpoint, model)
 
 
 def test_tensorrt_rtx_refuses_what_it_cannot_build_with_its_own_words(tmp_path):
