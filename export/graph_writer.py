@@ -83,7 +83,7 @@ class GraphWriter:
             beside: another graph's file, whose weights are referred to and not written again.
         """
         config = self.plan.config
-        spec = GraphSpec(file=f"onnx/{name}{_suffix(name, config)}.onnx", inputs=io.inputs, outputs=io.outputs)
+        spec = GraphSpec(file=graph_file(name, config), inputs=io.inputs, outputs=io.outputs)
         if (self.stage / spec.file).exists():
             return spec
         self.say(f"tracing {name}", None, None)
@@ -101,7 +101,9 @@ class GraphWriter:
         return spec
 
 
-def _suffix(name: str, config: ExportConfig) -> str:
+def graph_file(name: str, config: ExportConfig) -> str:
+    """Return a graph's path in the bundle."""
+    suffix = SUFFIX[config.precision]
     if config.quantize and name.startswith("decoder"):
-        return DECODER_SUFFIX[config.precision, config.quantize]
-    return SUFFIX[config.precision]
+        suffix = DECODER_SUFFIX[config.precision, config.quantize]
+    return f"onnx/{name}{suffix}.onnx"

@@ -1,5 +1,7 @@
 """Bundles and checkpoints that several tests share; each is made once per run."""
 
+import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from fractions import Fraction
@@ -10,8 +12,9 @@ import skimage
 from checkpoints import Geometry, write_checkpoint
 
 from ptp.demo import CHECKPOINT
+from ptp.export import to_onnx
 from ptp.export.config import ExportConfig
-from ptp.export.graph_writer import GraphWriter
+from ptp.export.graph_writer import GraphWriter, graph_file
 from ptp.export.pipeline import export
 
 
@@ -23,25 +26,33 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory):
         yield
 
 
+UNCHANGING = {"demo": "demo", str(CHECKPOINT): "demo"}
+"""Checkpoints that no test changes, and what they are called by every process of a run."""
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _the_demos_language_model_is_traced_once(tmp_path_factory: pytest.TempPathFactory):
-    """Exports of the demo differ in their vision graph; tracing the others again is half of the time they take."""
-    shared, made = tmp_path_factory.mktemp("graphs"), {}
-    write = GraphWriter.write
+def _a_language_model_is_traced_once(tmp_path_factory: pytest.TempPathFactory):
+    """Exports of a checkpoint differ in their vision graph; tracing the others again is half of the time they take."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "graphs"
+    shared.mkdir(exist_ok=True)
+    write, limit = GraphWriter.write, to_onnx.INLINE_LIMIT
 
     def write_once(self, module, io, name, **options):
         config = self.plan.config
-        if name not in ("embed_tokens", "decoder_model_merged") or config.model not in ("demo", str(CHECKPOINT)):
+        if name.startswith("vision_encoder") or config.model not in UNCHANGING or limit != to_onnx.INLINE_LIMIT:
             return write(self, module, io, name, **options)
-        key = repr((name, io, config.opset, config.precision, config.quantization))
-        if key in made:
-            spec, kept = made[key]
-            (self.stage / spec.file).parent.mkdir(exist_ok=True)
-            shutil.copy(kept, self.stage / spec.file)
-        else:
-            spec = write(self, module, io, name, **options)
-            made[key] = spec, shutil.copy(self.stage / spec.file, shared / str(len(made)))
-        return made[key][0]
+        key = repr((UNCHANGING[config.model], name, io, config.opset, config.precision, config.quantization))
+        kept = shared / hashlib.sha256(key.encode()).hexdigest()
+        if kept.exists():
+            file = self.stage / graph_file(name, config)
+            file.parent.mkdir(exist_ok=True)
+            shutil.copy(kept, file)
+        spec = write(self, module, io, name, **options)  # leaves a file alone that is there
+        if not kept.exists():
+            shutil.copy(self.stage / spec.file, unfinished := base / kept.name)
+            unfinished.replace(kept)
+        return spec
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GraphWriter, "write", write_once)
@@ -105,6 +116,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
         if language_model not in made:
             folder = tmp_path_factory.mktemp(language_model)
             made[language_model] = write_checkpoint(folder, Geometry(language_model=language_model))
+            UNCHANGING[str(made[language_model])] = language_model
         return made[language_model]
 
     return get
