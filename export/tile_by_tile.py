@@ -1,4 +1,4 @@
-"""The vision graph for ONNX Runtime alone: one tile after the other through the encoder."""
+"""One tile after the other through the encoder, for a graph that may loop."""
 
 from torch import Tensor
 from torch._higher_order_ops.scan import scan

@@ -196,7 +196,7 @@ Manifest read_manifest(const Json& data) {
     manifest.embed_tokens = read_graph(graphs.object("embed_tokens"));
     manifest.decoder = read_graph(graphs.object("decoder_model_merged"));
     graphs.skip("decoder_onnxruntime");  // the same decoder, with a cache that Python's runtime alone manages
-    graphs.skip("vision_encoder_onnxruntime");  // the same graph, tile after tile: Python's runtime alone takes it
+    graphs.skip("vision_encoder_onnxruntime");  // the same graph with control flow: Python's runtime alone takes it
     graphs.done();
     manifest.files = read_files(fields.at("files"));
     fields.done();

@@ -252,7 +252,7 @@ class Graphs(Model):
     Attributes:
         decoder_onnxruntime: the same decoder for ONNX Runtime alone, in its own operators; None where the export did
             not ask for it.
-        vision_encoder_onnxruntime: the same vision graph for ONNX Runtime alone, tile after tile in a Scan; likewise.
+        vision_encoder_onnxruntime: the same vision graph for ONNX Runtime alone, with control flow inside; likewise.
     """
 
     vision_encoder: GraphSpec
