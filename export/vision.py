@@ -17,7 +17,7 @@ from ptp.ptp_graph.allocate import allocate, quantise
 from ptp.ptp_graph.fuse import fuse, minmax
 from ptp.ptp_graph.packing import PackedSlots, packed_slots
 from ptp.ptp_graph.region import region_weights
-from ptp.ptp_graph.relevance import InstructionSequence, attention_relevance, cosine_relevance, instruction_sequence
+from ptp.ptp_graph.relevance import attention_relevance, cosine_relevance, instruction_sequence
 from ptp.ptp_graph.schedule import Schedule
 from ptp.ptp_graph.select import Selection, select, top_tokens
 
