@@ -22,6 +22,7 @@ from ptp.errors import BuildError, ConfigError, LintError, ParityError
 from ptp.export import graph_writer, pipeline, to_onnx
 from ptp.export.checkpoint import find_weights, load_model, make_skeleton, open_checkpoint
 from ptp.export.config import ExportConfig
+from ptp.export.gates import parity
 from ptp.export.gates.images import gate_image, gate_sizes
 from ptp.export.gates.oracle import ask_transformers
 from ptp.export.gates.parity import check_parity
@@ -377,6 +378,34 @@ def test_the_parity_gate_refuses_a_graph_that_never_looks_at_the_question(parts,
     save(trace(graph, plan.vision_io, opset=20, initializers=skeleton.initializers(graph)), path)
     with pytest.raises(ParityError, match="relevance differs from transformers"):
         check_parity([path], plan, checkpoint, model)
+
+
+def test_the_parity_gate_does_not_widen_all_float16_weights_at_the_start(tmp_path, monkeypatch):
+    tensor, half = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT16
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "product",
+        [tensor("x", half, [2, 8])],
+        [tensor("y", half, [2, 8])],
+        [onnx.numpy_helper.from_array(np.ones((8, 8), np.float16), "w")],
+    )
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "product.onnx")
+    make = onnxruntime.SessionOptions
+
+    def make_and_keep():
+        options = make()
+        options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+        return options
+
+    def types_of_weights():
+        return [x.data_type for x in onnx.load(tmp_path / "optimised.onnx").graph.initializer]
+
+    onnxruntime.InferenceSession(tmp_path / "product.onnx", make_and_keep(), providers=["CPUExecutionProvider"])
+    assert types_of_weights() == [onnx.TensorProto.FLOAT], "what ONNX Runtime does by itself"
+    monkeypatch.setattr(onnxruntime, "SessionOptions", make_and_keep)
+    parity._session(tmp_path / "product.onnx")
+    assert types_of_weights() == [half]
 
 
 def test_tensorrt_rtx_refuses_what_it_cannot_build_with_its_own_words(tmp_path):
