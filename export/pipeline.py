@@ -114,15 +114,15 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
             write_vectors(stage / VECTORS_NAME, vectors)
         graph = build_vision_graph(plan, checkpoint, skeleton.model)
         vision = write(graph, plan.vision_io, "vision_encoder", static=True, beside=stage / decoder.file)
-        by_tile = None
+        twin = None
         if config.optimize:
             graph = build_vision_graph(plan, checkpoint, skeleton.model, control_flow=True)
             beside = stage / vision.file
-            by_tile = write(graph, plan.vision_io, "vision_encoder_onnxruntime", stock=False, beside=beside)
+            twin = write(graph, plan.vision_io, "vision_encoder_onnxruntime", stock=False, beside=beside)
         gc.collect()
         give_back()
-        twin = stage / by_tile.file if by_tile else None
-        check = _check_vision(plan, checkpoint, model, stage / vision.file, twin, say, clock)
+        forms = [stage / form.file for form in (vision, twin) if form]
+        check = _check_vision(plan, checkpoint, model, forms, say, clock)
         del model
 
         parity = _parity(check, stage / DRIFT_NAME)
@@ -147,7 +147,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
                 embed_tokens=embed,
                 decoder_model_merged=decoder,
                 decoder_onnxruntime=fused,
-                vision_encoder_onnxruntime=by_tile,
+                vision_encoder_onnxruntime=twin,
             ),
             files=file_entries(stage),
             parity=parity,
@@ -178,18 +178,17 @@ def _identity(plan: Plan, weights: Weights) -> str | None:
 
 
 def _check_vision(
-    plan: Plan, checkpoint: Checkpoint, model: Any, path: Path, twin: Path | None, say: Progress, clock: Clock
+    plan: Plan, checkpoint: Checkpoint, model: Any, paths: list[Path], say: Progress, clock: Clock
 ) -> VisionCheck:
-    """Put the written vision graph, and its twin for ONNX Runtime, through their gates."""
-    paths = [path] if twin is None else [path, twin]
+    """Put the written vision graph in its forms, the portable one first, through their gates."""
     with clock("comparing with transformers"):
         images = check_parity(paths, plan, checkpoint, model, partial(say, "comparing with transformers"))
     build = None
     if tensorrt.is_installed("tensorrt-rtx"):
         say("building with TensorRT-RTX", None, None)
         with clock("building with TensorRT-RTX"):
-            build = tensorrt.try_build(path, plan.num_kept_profile)
-    return VisionCheck(images=images, build=build, shared_bytes=shared_bytes(path))
+            build = tensorrt.try_build(paths[0], plan.num_kept_profile)
+    return VisionCheck(images=images, build=build, shared_bytes=shared_bytes(paths[0]))
 
 
 def _with_file(manifest: Manifest, path: Path) -> Manifest:

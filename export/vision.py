@@ -47,8 +47,8 @@ class VisionGraph(nn.Module):
         region: what a crop's share of the budget follows.
         region_temperature: τ of `cls_cosine`'s softmax over crops.
         early_blocks: the language model's first blocks, for the instruction mode `attention` alone.
-        control_flow: the graph may loop and branch (Scan, If), which ONNX Runtime takes and TensorRT does not: one tile
-            after the other, and the question is left aside where it can change nothing.
+        may_branch: the question is left aside where it can change nothing, in an If, which ONNX Runtime takes and
+            TensorRT does not.
     """
 
     def __init__(
@@ -60,16 +60,16 @@ class VisionGraph(nn.Module):
         region_temperature: float,
         early_blocks: EarlyBlocks | None = None,
         *,
-        control_flow: bool = False,
+        may_branch: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder = TileByTile(encoder) if control_flow else encoder
+        self.encoder = encoder
         self.schedule = schedule
         self.instruction = instruction
         self.region = region
         self.region_temperature = region_temperature
         self.early_blocks = early_blocks
-        self.control_flow = control_flow
+        self.may_branch = may_branch
 
     def forward(
         self,
@@ -124,13 +124,13 @@ class VisionGraph(nn.Module):
     def _decides(self, alpha: Tensor, num_kept: Tensor | None) -> Tensor | None:
         """Return whether the relevance can change an output; None where it always can, or the graph may not branch.
 
-        It can where a token is left out, and where α follows it.
+        It can where a token is left out, where α follows it, and where α is out of range, so that a score is too.
         """
         most = self.schedule.num_slots
-        if not self.control_flow or self.schedule.num_kept_range[1] < most:
+        if not self.may_branch or self.early_blocks is None or self.schedule.num_kept_range[1] < most:
             return None
-        is_adaptive = (alpha < 0).any()
-        return is_adaptive if num_kept is None else is_adaptive | (num_kept < most).any()
+        is_a_weight = ((alpha >= 0) & (alpha <= 1)).all()
+        return ~is_a_weight if num_kept is None else ~is_a_weight | (num_kept < most).any()
 
     def _levels(self, num_kept: Tensor | None) -> TracedLevels:
         """Return the budgets of the levels, from the input K where the graph has one."""
@@ -178,7 +178,7 @@ class VisionGraph(nn.Module):
         prefix_length: Tensor | None,
         decides: Tensor | None,
     ) -> Tensor:
-        """Return (B, T·N): what each visual token matters to the question; attention's is 0 unless it `decides`."""
+        """Return (B, T·N): what each visual token matters to the question; 0 where that does not decide."""
         assert prompt_embeds is not None
         assert prompt_mask is not None
         assert question_mask is not None
@@ -220,15 +220,17 @@ def build_vision_graph(plan: Plan, checkpoint: Checkpoint, model: Any, *, contro
         plan: the static sizes and options.
         checkpoint: for its adapter.
         model: transformers' model.
-        control_flow: see `VisionGraph`.
+        control_flow: one tile after the other in a Scan, and with an If; for ONNX Runtime alone.
     """
     adapter, instruction = checkpoint.adapter, plan.config.instruction
+    encoder = adapter.build_encoder(model, plan.saliency_layer)
     return VisionGraph(
-        adapter.build_encoder(model, plan.saliency_layer),
+        TileByTile(encoder) if control_flow else encoder,
         plan.schedule,
         instruction,
         plan.config.region,
         plan.region_temperature,
         adapter.build_early_blocks(model) if instruction == "attention" else None,
-        control_flow=control_flow,
+        # ONNX Runtime does not load quantised products inside of a branch
+        may_branch=control_flow and plan.config.quantization is None,
     )

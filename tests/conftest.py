@@ -32,7 +32,10 @@ UNCHANGING = {"demo": "demo", str(CHECKPOINT): "demo"}
 
 @pytest.fixture(scope="session", autouse=True)
 def _a_language_model_is_traced_once(tmp_path_factory: pytest.TempPathFactory):
-    """Exports of a checkpoint differ in their vision graph; tracing the others again is half of the time they take."""
+    """Exports of a checkpoint differ in their vision graph; tracing the others again is half of the time they take.
+
+    A test that changes how these others are made exports a checkpoint of its own.
+    """
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "graphs"
     shared.mkdir(exist_ok=True)
@@ -86,7 +89,7 @@ def full_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def branching_bundle(tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint with K as an input, up to all tokens, and graphs for ONNX Runtime alone; do not change it."""
+    """Two images of a tiny checkpoint, K as an input, up to all tokens, and graphs for ONNX Runtime alone."""
     out = tmp_path_factory.mktemp("bundles") / "branching"
     export(
         ExportConfig(
@@ -95,6 +98,7 @@ def branching_bundle(tiny_checkpoint: Callable[[str], Path], tmp_path_factory: p
             keep=Fraction("0.5"),
             keep_range=(Fraction("0.25"), Fraction(1)),
             max_prompt=24,
+            batch=2,
             optimize="onnxruntime",
         )
     )

@@ -75,7 +75,7 @@ def check_parity(
         progress: called with steps done and steps in all: calls of each form, and images of transformers.
 
     Returns:
-        the figures of the first form.
+        the figures of the first form, for each image at each K that it was seen at.
 
     Raises:
         ParityError: a graph differs, with the image, the quantity and both values.
@@ -85,14 +85,15 @@ def check_parity(
     sizes = gate_sizes(tiling.grids, tiling.tile_size, tiling.tokens_per_side)
     schedules = _schedules(plan)
     cases = [_case(number, size, plan, checkpoint, model) for number, size in enumerate(sizes)]
-    calls = []
-    for turn in range(max(-(-len(cases) // batch), len(schedules))):
+    calls, every = [], 2 * len(schedules)  # every K, and both ways to weigh the question
+    for turn in range(max(-(-len(cases) // batch), every)):
         numbers = [(turn * batch + row) % len(cases) for row in range(batch)]
         schedule = schedules[turn % len(schedules)]
-        feeds = _feeds(io, [cases[number] for number in numbers], schedule)
-        calls.append(Call(schedule=schedule, numbers=numbers, feeds=feeds))
-    choices = {(number, call.schedule.num_kept) for call in calls for number in call.numbers}
-    steps, done = len(calls) * len(paths) + len(choices), 0
+        given = turn % every < len(schedules)
+        alphas = [ALPHA if given or row % 2 else AUTO_INPUT for row in range(batch)]
+        feeds = _feeds(io, [cases[number] for number in numbers], alphas, schedule)
+        calls.append(Call(schedule=schedule, numbers=numbers, alphas=alphas, feeds=feeds))
+    steps, done = len(calls) * len(paths) + len(cases), 0
 
     def step() -> None:
         nonlocal done
@@ -103,21 +104,20 @@ def check_parity(
     # first the graphs, then transformers: what the two need is not in memory at once
     seen = {path: _run(path, io, calls, step) for path in paths}
     for path, found in seen.items():
-        every = 2 * len(schedules)  # every K, and both ways to weigh the question
         _check_as_written(path, io, calls[:every], found[:every])
     checked: dict[tuple[int, int], ImageParity] = {}
-    for index, call in enumerate(calls):
-        for row, number in enumerate(call.numbers):
-            if (number, call.schedule.num_kept) in checked:
-                continue  # a batch was filled up
-            step()
-            case = cases[number]
-            oracle = ask_transformers(
-                model, case.tiles, case.size, saliency_layer=plan.saliency_layer, question=case.question
-            )
-            rows = [{name: values[row] for name, values in seen[path][index].items()} for path in paths]
-            figures = [_check_image(one, case, plan, call.schedule, oracle) for one in rows]
-            checked[number, call.schedule.num_kept] = figures[0]
+    for number, case in enumerate(cases):
+        step()
+        oracle = ask_transformers(
+            model, case.tiles, case.size, saliency_layer=plan.saliency_layer, question=case.question
+        )
+        for index, call in enumerate(calls):
+            for row in (row for row, other in enumerate(call.numbers) if other == number):
+                for path in reversed(paths):
+                    one = {name: values[row] for name, values in seen[path][index].items()}
+                    may_branch = path != paths[0]
+                    figures = _check_image(one, case, plan, call, row, oracle, may_branch=may_branch)
+                checked[number, call.schedule.num_kept] = figures
     return list(checked.values())
 
 
@@ -128,11 +128,13 @@ class Call:
     Attributes:
         schedule: the sizes at its K.
         numbers: which images it is fed.
+        alphas: the input of that name, for each.
         feeds: its inputs.
     """
 
     schedule: Schedule
     numbers: list[int]
+    alphas: list[float]
     feeds: dict[str, Array]
 
 
@@ -144,14 +146,12 @@ class Case:
         size: height and width in pixels.
         grid: its crop grid.
         tiles: (tiles, 3, S, S), real tiles only.
-        alpha: the input of that name.
         question: the prompt, its embeddings without padding; None where the graph does not look at it.
     """
 
     size: tuple[int, int]
     grid: Grid
     tiles: Array
-    alpha: float
     question: Question | None
 
 
@@ -161,18 +161,21 @@ def _schedules(plan: Plan) -> list[Schedule]:
     return [replace(plan.schedule, keep=keep, keep_range=None) for keep in fractions]
 
 
-def _check_image(seen: dict[str, Array], case: Case, plan: Plan, schedule: Schedule, oracle: Oracle) -> ImageParity:
+def _check_image(
+    seen: dict[str, Array], case: Case, plan: Plan, call: Call, row: int, oracle: Oracle, *, may_branch: bool
+) -> ImageParity:
     """Compare what the graph returned for one image, batch axis removed, with transformers and the reference."""
-    size, grid = case.size, case.grid
+    size, grid, schedule = case.size, case.grid, call.schedule
     saliency, relevance, alpha = seen["token_saliency"], seen.get("relevance"), 0.0
-    decides = schedule.num_kept < schedule.num_slots or case.alpha < 0
-    if relevance is not None and not decides and not relevance.any():
-        oracle = replace(oracle, attention=None)  # a form may leave out what changes no output
+    decides = schedule.num_kept < schedule.num_slots or min(call.alphas) < 0
+    if relevance is not None and may_branch and not decides and not relevance.any():
+        oracle = replace(oracle, attention=None)  # what changes no output may be left out
     score_difference = _check_scores(seen, oracle, plan, size, grid)
     if relevance is not None:
         alpha = float(seen["effective_alpha"])
         auto = adaptive_alpha(schedule, size, grid, saliency, relevance)
-        _require(abs(alpha - (auto if case.alpha < 0 else case.alpha)), SCORES["fp32"], "effective_alpha", size)
+        expected = auto if call.alphas[row] < 0 else call.alphas[row]
+        _require(abs(alpha - expected), SCORES["fp32"], "effective_alpha", size)
     kept = keep_tokens(schedule, size, grid, saliency, seen["region_weights"], relevance, alpha)
     _check_choice(seen, kept, size)
     features, tolerance = seen["image_features"].astype(np.float32), FEATURES[plan.config.precision]
@@ -284,22 +287,21 @@ def _case(number: int, size: tuple[int, int], plan: Plan, checkpoint: Checkpoint
         size=size,
         grid=choose_grid(*size, plan.tiling.grids, plan.tiling.tile_size),
         tiles=process(gate_image(size, number), checkpoint, plan.tiling).astype(FLOAT[plan.config.precision]),
-        alpha=AUTO_INPUT if (number + number // 2) % 2 else ALPHA,  # not always in the same row of a batch
         question=question,
     )
 
 
-def _feeds(io: GraphIO, cases: Sequence[Case], schedule: Schedule) -> dict[str, Array]:
+def _feeds(io: GraphIO, cases: Sequence[Case], alphas: Sequence[float], schedule: Schedule) -> dict[str, Array]:
     """Return the graph's inputs for as many images as it takes."""
     feeds = {spec.name: np.zeros([int(n) for n in spec.shape], spec.dtype) for spec in io.inputs}
     if "num_kept" in feeds:
         feeds["num_kept"][:] = schedule.num_kept
-    for row, case in enumerate(cases):
+    for row, (case, alpha) in enumerate(zip(cases, alphas, strict=True)):
         feeds["image_sizes"][row], feeds["tile_grid"][row] = case.size, case.grid
         feeds["pixel_values"][row, : len(case.tiles)] = case.tiles
         if case.question is not None:
             length = len(case.question.mask)
-            feeds["alpha"][row] = case.alpha
+            feeds["alpha"][row] = alpha
             feeds["prompt_embeds"][row, :length] = case.question.embeds
             feeds["prompt_mask"][row, :length] = True
             feeds["question_mask"][row, :length] = case.question.mask

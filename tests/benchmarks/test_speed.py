@@ -240,7 +240,8 @@ def test_the_pruners_graph_is_the_vision_graph_without_encoder_and_projector(req
         fixed = {"image_sizes": [[side, side]], "tile_grid": [[2, 2]], "alpha": [0.5], "prefix_length": [3]}
         fixed["num_kept"] = [bundle.manifest.pruning.num_kept]
         kind = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": bool}[node.type]
-        feeds[node.name] = np.asarray(fixed.get(node.name, random.normal(size=node.shape)), kind)
+        value = fixed.get(node.name, random.normal(size=node.shape))
+        feeds[node.name] = np.broadcast_to(np.asarray(value, kind), node.shape)
     values = dict(zip([x.name for x in session.get_outputs()], session.run(None, feeds), strict=True))
     small = onnxruntime.InferenceSession(tmp_path / "cut" / file, providers=["CPUExecutionProvider"])
     inputs = {x.name: values.get(x.name, feeds.get(x.name)) for x in small.get_inputs()}

@@ -173,7 +173,7 @@ def test_a_batch_that_is_filled_up_checks_each_image_once_at_each_k(parts, tmp_p
     )
     results = gate((checkpoint, wide, model, build_vision_graph(wide, checkpoint, model)), tmp_path)
     images = {(result.height, result.width) for result in results}
-    assert len(results) == len(asked)
+    assert len(images) == len(asked)
     assert len(images) < len(results) <= 3 * len(images)
 
 
@@ -358,14 +358,17 @@ def test_the_question_is_left_aside_only_where_it_changes_nothing(branching_bund
     ir.save(model, tmp_path / "probed.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "probed.onnx", providers=["CPUExecutionProvider"])
     side = tiling.tile_size * 2
-    fixed = {"image_sizes": [[side, side]], "tile_grid": [[2, 2]], "prefix_length": [3]}
+    fixed = {"image_sizes": [[side, side]] * 2, "tile_grid": [[2, 2]] * 2, "prefix_length": [3, 3]}
 
-    def is_asked(num_kept, alpha):
-        feeds = random_feeds(spec.inputs, fixed | {"num_kept": [num_kept], "alpha": [alpha]})
+    def is_asked(num_kept, *alpha):
+        feeds = random_feeds(spec.inputs, fixed | {"num_kept": [num_kept], "alpha": alpha})
         return bool(session.run([asked.name], feeds)[0].any())
 
     most = pruning.keep_range.max_kept
-    assert [is_asked(*x) for x in ((most, 0.5), (most, -1), (most - 1, 0.5))] == [False, True, True]
+    assert not is_asked(most, 0.0, 1.0)
+    assert is_asked(most, 0.5, -1.0)
+    assert is_asked(most, 2.5, 0.5), "out of range, such a weight would let absent tokens outrank others"
+    assert is_asked(most - 1, 0.5, 0.5)
 
 
 def test_the_parity_gate_refuses_a_graph_that_never_looks_at_the_question(parts, tmp_path, monkeypatch):

