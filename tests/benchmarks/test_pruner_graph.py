@@ -21,7 +21,6 @@ from ptp.bundle import open_bundle
 )
 def test_the_pruners_graph_is_the_vision_graph_without_encoder_and_projector(request, tmp_path, name, file, encoding):
     """Fed with the encoder's own values, it returns what the whole graph does."""
-    import onnx
 
     bundle = open_bundle(request.getfixturevalue(name))
     write_pruner(bundle, tmp_path / "cut")
@@ -53,7 +52,6 @@ def test_the_pruners_graph_is_the_vision_graph_without_encoder_and_projector(req
 
 
 def test_without_an_instruction_the_projector_of_the_kept_rows_is_not_the_pruners(full_bundle, tmp_path):
-    import onnx
 
     write_pruner(open_bundle(full_bundle), tmp_path / "cut")
     cut = onnx.load(tmp_path / "cut" / "vision_encoder.onnx")
