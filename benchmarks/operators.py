@@ -3,9 +3,9 @@
     python -m ptp.benchmarks.operators BUNDLE [--device cuda] [--repeats 3]
 
 These are the graph that the runtime would run there, at the bundle's own keep, and the pruner's, which `ptp bench` cuts
-out of it, on random tiles and features, whose values do not change the time. ONNX Runtime's profiler counts; a loop's time
-is that of the operators in it. On a GPU every launch is waited for (`CUDA_LAUNCH_BLOCKING`): otherwise an operator's
-time would be that of its launch. Run it with nothing else running.
+out of it, on random tiles and features, whose values do not change the time. ONNX Runtime's profiler counts; a loop's
+time is that of the operators in it. On a GPU every launch is waited for (`CUDA_LAUNCH_BLOCKING`): otherwise an
+operator's time would be that of its launch. Run it with nothing else running.
 """
 
 import argparse
