@@ -26,7 +26,7 @@ from ptp.bundle import Bundle, open_bundle
 from ptp.bundle.manifest import Graphs, GraphSpec
 from ptp.errors import PtpError
 from ptp.runtime.backends.onnxruntime import LOG_ERRORS, PROVIDER_OPTIONS, available_provider, loader
-from ptp.tolerances import EXACT_PRODUCTS
+from ptp.tolerances import ask_exact
 
 LOOPS = {"Scan", "Loop", "If"}
 SHOWN = 8
@@ -78,7 +78,7 @@ def profile(path: Path, feeds: dict[str, Any], options: Any) -> tuple[dict[str, 
     """
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = LOG_ERRORS
-    settings.add_session_config_entry(*EXACT_PRODUCTS)
+    ask_exact(settings)
     settings.intra_op_num_threads = options.threads or 0
     settings.enable_profiling = True
     provider = available_provider(options.device)

@@ -10,12 +10,17 @@ from pathlib import Path
 import pytest
 import skimage
 from checkpoints import Geometry, write_checkpoint
+from hypothesis import HealthCheck, settings
 
 from ptp.demo import CHECKPOINT
 from ptp.export import to_onnx
 from ptp.export.config import ExportConfig
 from ptp.export.graph_writer import GraphWriter, graph_file
 from ptp.export.pipeline import export
+
+# no test may depend on how fast the machine is, or how busy
+settings.register_profile("ptp", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ptp")
 
 
 @pytest.fixture(scope="session", autouse=True)

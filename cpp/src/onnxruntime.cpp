@@ -20,6 +20,11 @@ constexpr const char* OLDEST = "1.20";
 constexpr const char* VARIABLE = "PTP_ONNXRUNTIME";
 constexpr std::array<const char*, 2> NAMES = {"libonnxruntime.so.1", "libonnxruntime.so"};
 
+constexpr std::array<std::pair<const char*, const char*>, 2> EXACT_SESSION = {{
+    {"session.qdq_matmulnbits_accuracy_level", "1"},
+    {"mlas.enable_gemm_fastmath_arm64_bfloat16", "0"},
+}};
+
 struct Library {
     std::shared_ptr<void> handle;
     const OrtApi* api;
@@ -163,9 +168,9 @@ public:
         library_->check(api().CreateSessionOptions(made_options), what);
         const auto options = made_options.take();
         library_->check(api().SetSessionLogSeverityLevel(options.get(), ORT_LOGGING_LEVEL_ERROR), what);
-        // products with quantised weights in float32: the default rounds what is multiplied with them to 8 bits
-        library_->check(
-            api().AddSessionConfigEntry(options.get(), "session.qdq_matmulnbits_accuracy_level", "1"), what);
+        // the same arithmetic on every processor (EXACT_SESSION in src/ptp/tolerances.py)
+        for (const auto& [setting, value] : EXACT_SESSION)
+            library_->check(api().AddSessionConfigEntry(options.get(), setting, value), what);
         if (threads) library_->check(api().SetIntraOpNumThreads(options.get(), threads), what);
         Out<OrtSession> session(api().ReleaseSession);
         library_->check(api().CreateSession(env_.get(), path.c_str(), options.get(), session), what);

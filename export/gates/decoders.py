@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ptp.bundle.contract import becomes
 from ptp.bundle.manifest import LanguageModel, Precision
 from ptp.errors import ParityError
-from ptp.tolerances import LOGITS, value_difference
+from ptp.tolerances import LOGITS, ask_exact, value_difference
 
 Array = NDArray[Any]
 
@@ -51,6 +51,7 @@ def _logits(path: Path, model: LanguageModel, offsets: NDArray[np.int64], *, roo
         room: rows of a cache that is both past and present; 0 for one that each step returns longer.
     """
     options = onnxruntime.SessionOptions()
+    ask_exact(options)
     options.add_session_config_entry("session.disable_prepacking", "1")  # weights are read where the file is mapped
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     random, binding = np.random.default_rng(0), session.io_binding()

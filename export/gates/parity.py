@@ -31,7 +31,7 @@ from ptp.ptp_graph.reference import (
     packed_sequence,
 )
 from ptp.ptp_graph.schedule import Schedule
-from ptp.tolerances import EXACT_PRODUCTS, FEATURES, SCORES, row_difference, value_difference
+from ptp.tolerances import FEATURES, SCORES, ask_exact, row_difference, value_difference
 
 Array = NDArray[Any]
 ALPHA = 0.375
@@ -366,7 +366,7 @@ def _probed_session(path: Path, io: GraphIO) -> Iterator[Any]:
 def _session(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry(*EXACT_PRODUCTS)
+    ask_exact(options)
     options.enable_cpu_mem_arena = False  # an arena would keep the most that was needed at once
     # float16 weights are widened where they are used, and not all of them at the start
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED

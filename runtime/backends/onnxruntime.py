@@ -16,7 +16,7 @@ from ptp.bundle.manifest import Dtype, GraphSpec, TensorSpec
 from ptp.errors import BackendError, ConfigError
 from ptp.runtime.backends.base import CPU_PREFILL_CHUNK, Array, DeviceTensor, LoadGraph, Shape, refuse_difference
 from ptp.runtime.backends.onnxruntime_cache import CacheTensor, room_for
-from ptp.tolerances import EXACT_PRODUCTS
+from ptp.tolerances import ask_exact
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -60,7 +60,7 @@ class OnnxRuntimeGraph:
         names = _providers(provider, spec)
         options = ort.SessionOptions()
         options.log_severity_level = LOG_ERRORS
-        options.add_session_config_entry(*EXACT_PRODUCTS)
+        ask_exact(options)
         if threads is not None:
             options.intra_op_num_threads = threads
         try:

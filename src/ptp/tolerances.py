@@ -15,9 +15,13 @@ Arithmetic = Literal["fp32", "tf32", "fp16", "bf16"]
 
 Array = NDArray[Any]
 
-EXACT_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "1")
-"""Setting of an ONNX Runtime session: products with quantised weights in float32. The CPU's default rounds what is
-multiplied with them to 8 bits, 5e-3 per product."""
+EXACT_SESSION = {
+    # products with quantised weights in float32: the default rounds their activations to 8 bits, 5e-3 per product
+    "session.qdq_matmulnbits_accuracy_level": "1",
+    # float32 products stay float32 on Arm processors that have bfloat16's instructions
+    "mlas.enable_gemm_fastmath_arm64_bfloat16": "0",
+}
+"""Settings of an ONNX Runtime session, without which the processor decides how products are rounded."""
 
 FEATURES: dict[Arithmetic, float] = {
     # two libraries sum the same float32 products in another order: about 1e-6 per block, at most 24 blocks deep
@@ -57,6 +61,12 @@ MOVED: dict[Arithmetic, float] = {
     # the same with an error of three times the size; not measured on this demo
     "bf16": 0.4,
 }
+
+
+def ask_exact(options: Any) -> None:
+    """Ask an `onnxruntime.SessionOptions` for the same arithmetic on every processor."""
+    for setting in EXACT_SESSION.items():
+        options.add_session_config_entry(*setting)
 
 
 def value_difference(found: Array, expected: Array) -> float:

@@ -72,7 +72,7 @@ def kept_of_tiles(view, choice):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     height=st.integers(1, 400),
     width=st.integers(1, 400),

@@ -27,7 +27,7 @@ from ptp.export.quantization import QuantizedWeights, dequantize, quantize, weig
 from ptp.export.to_onnx import save
 from ptp.runtime.backends.registry import graph_loader
 from ptp.runtime.verify import verify_bundle
-from ptp.tolerances import EXACT_PRODUCTS
+from ptp.tolerances import ask_exact
 
 INT4 = Quantization(weights="int4", block_size=32)
 UP = "language_model.layers.0.mlp.up_proj.weight"
@@ -128,7 +128,7 @@ def test_a_quantised_matrix_multiplies_as_its_dequantised_values_do(tmp_path, mo
         "INT4", "INT8", "FLOAT",
     }  # fmt: skip
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry(*EXACT_PRODUCTS)
+    ask_exact(options)
     session = onnxruntime.InferenceSession(tmp_path / "products.onnx", options, providers=["CPUExecutionProvider"])
     x = np.random.default_rng(3).normal(size=(1, 256)).astype(np.float32)
     found = session.run(None, {"x": x})

@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scored_graph import Scene, Setting, calls, check, in_onnxruntime, in_torch, settings_
 
@@ -18,8 +18,6 @@ from ptp.ptp_graph.schedule import Schedule
 LLAVA = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 GRIDS = [LLAVA, ((1, 1),), ((1, 4), (2, 2)), ((3, 2), (2, 5)), ((6, 6), (1, 40)), ((40, 1),), ((1, 17), (1, 1))]
 
-OPTIONS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
-
 
 @st.composite
 def cases(draw):
@@ -27,7 +25,7 @@ def cases(draw):
     return setting, draw(calls(setting))
 
 
-@settings(max_examples=300, **OPTIONS)
+@settings(max_examples=300)
 @given(cases())
 def test_kept_tokens_equal_the_reference(case):
     setting, call = case
@@ -35,7 +33,7 @@ def test_kept_tokens_equal_the_reference(case):
 
 
 @pytest.mark.slow
-@settings(max_examples=5000, **OPTIONS)
+@settings(max_examples=5000)
 @given(cases())
 def test_kept_tokens_equal_the_reference_on_many_cases(case):
     setting, call = case
@@ -89,7 +87,7 @@ def exported_cases(draw):
     return name, draw(calls(EXPORTED[name]))
 
 
-@settings(max_examples=300, **OPTIONS)
+@settings(max_examples=300)
 @given(case=exported_cases())
 def test_exported_graphs_equal_the_reference(exported, case):
     name, call = case
@@ -97,7 +95,7 @@ def test_exported_graphs_equal_the_reference(exported, case):
 
 
 @pytest.mark.slow
-@settings(max_examples=5000, **OPTIONS)
+@settings(max_examples=5000)
 @given(case=exported_cases())
 def test_exported_graphs_equal_the_reference_on_many_cases(exported, case):
     name, call = case

@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from exact_oracle import float32, keep_tokens_exactly, packed_by_transformers
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ptp.anyres import choose_grid
@@ -159,14 +159,14 @@ def check(case):
     assert vars(keep_tokens(*arguments)) == vars(keep_tokens_exactly(*arguments))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(cases())
 def test_the_reference_equals_the_oracle(case):
     check(case)
 
 
 @pytest.mark.slow
-@settings(max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=5000)
 @given(cases())
 def test_the_reference_equals_the_oracle_on_many_cases(case):
     check(case)

@@ -83,6 +83,7 @@ def test_it_computes_in_float32_unless_asked_otherwise(demo_bundle: Path, monkey
     graph_loader("openvino", threads=1)(bundle, spec)
     graph_loader("openvino", precision="bf16")(bundle, spec)
     assert [x["INFERENCE_PRECISION_HINT"] for x in asked] == ["f32", "bf16"]
+    assert [x["DYNAMIC_QUANTIZATION_GROUP_SIZE"] for x in asked] == ["0", "0"]
     assert [x.get("INFERENCE_NUM_THREADS") for x in asked] == ["1", None]
 
 
