@@ -15,13 +15,13 @@ from huggingface_hub import snapshot_download
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from ptp.bundle.manifest import LanguageModel, Precision, Prompting, Tiling
+from ptp.bundle.manifest import ChatFormat, LanguageModel, Precision, Prompting, Tiling
 from ptp.demo import CHECKPOINT as DEMO
 from ptp.errors import CheckpointError
 from ptp.export import weights
 from ptp.export.adapters import adapter_for
 from ptp.export.adapters.base import Adapter
-from ptp.export.single_turn import single_turn
+from ptp.export.chat_format import adds_special_tokens, chat_format
 from ptp.export.weights import Skeleton, Weights
 
 SHORT_NAMES = {
@@ -59,6 +59,7 @@ class Checkpoint:
         adapter: the family's adapter.
         config: transformers' configuration.
         processor: transformers' processor, its image processor in PIL form.
+        chat: the chat template's text around a question.
     """
 
     id: str
@@ -67,6 +68,7 @@ class Checkpoint:
     adapter: type[Adapter]
     config: Any
     processor: Any
+    chat: ChatFormat
 
     @property
     def tiling(self) -> Tiling:
@@ -107,10 +109,10 @@ class Checkpoint:
         return Prompting(
             image_token=token,
             image_token_id=expected,
-            special_tokens={k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)},
+            add_special_tokens=adds_special_tokens(self.chat, token, tokenizer.bos_token),
             eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
             max_prompt=max_prompt,
-            single_turn=single_turn(self.processor),
+            chat=self.chat,
         )
 
     def copy_files(self, folder: Path) -> None:
@@ -120,12 +122,7 @@ class Checkpoint:
                 shutil.copyfile(self.folder / name, folder / name)
         if not (folder / "preprocessor_config.json").exists():
             self.processor.image_processor.to_json_file(folder / "preprocessor_config.json")
-        template = self.processor.chat_template
-        if isinstance(template, dict):  # several templates by name
-            template = template.get("default")
-        if not isinstance(template, str):
-            raise CheckpointError(f"{self.id} has no chat template", do="add chat_template.jinja to the checkpoint")
-        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        (folder / "chat_template.jinja").write_text(_template(self.processor, self.id), encoding="utf-8")
         backend = self.processor.tokenizer.backend_tokenizer
         file = folder / "tokenizer.json"
         if not file.exists() or Tokenizer.from_file(str(file)).to_str() != backend.to_str():
@@ -158,7 +155,25 @@ def open_checkpoint(model: str, revision: str | None, *, weights: bool) -> Check
     adapter.check(config)
     with _transformers_errors(folder):
         processor = adapter.load_processor(folder, AutoTokenizer.from_pretrained(folder))
-    return Checkpoint(id=name, revision=commit, folder=folder, adapter=adapter, config=config, processor=processor)
+    return Checkpoint(
+        id=name,
+        revision=commit,
+        folder=folder,
+        adapter=adapter,
+        config=config,
+        processor=processor,
+        chat=chat_format(processor, _template(processor, name), name),
+    )
+
+
+def _template(processor: Any, name: str) -> str:
+    """Return the source of a checkpoint's chat template."""
+    template = processor.chat_template
+    if isinstance(template, dict):  # several templates by name
+        template = template.get("default")
+    if not isinstance(template, str):
+        raise CheckpointError(f"{name} has no chat template", do="add chat_template.jinja to the checkpoint")
+    return template
 
 
 def find_weights(checkpoint: Checkpoint, precision: Precision) -> Weights:

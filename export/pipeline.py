@@ -14,7 +14,7 @@ from typing import Any
 import onnxruntime
 
 from ptp.bundle.engine import KINDS
-from ptp.bundle.manifest import Drift, Graphs, Manifest, ModelInfo, Parity
+from ptp.bundle.manifest import SCHEMA_VERSION, Drift, Graphs, Manifest, ModelInfo, Parity
 from ptp.bundle.reader import Bundle
 from ptp.bundle.vectors import VECTORS_NAME, write_vectors
 from ptp.bundle.writer import check_destination, file_entries, file_entry, staged, write_manifest
@@ -129,6 +129,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
         _write_report(stage / "report.json", plan, check, parity.drift, clock)
         say("hashing", None, None)
         manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
             tools=tool_versions(),
             opset=config.opset,
             model=ModelInfo(

@@ -17,6 +17,7 @@ from ptp.alpha import alpha_input, parse_alpha
 from ptp.budgets import num_kept_at
 from ptp.bundle import open_bundle, read_manifest
 from ptp.bundle.hashes import Progress
+from ptp.chat import Chat
 from ptp.errors import ConfigError, PromptError
 from ptp.runtime.backends.registry import BACKENDS, DEFAULT, graph_loader
 
@@ -43,6 +44,7 @@ Target = Annotated[str | None, typer.Option(help="of tensorrt-rtx and tensorrt: 
 Precision = Annotated[str | None, typer.Option(help="of openvino: fp32 or bf16 (default: fp32)")]
 Alpha = Annotated[str | None, typer.Option(help="weight of the question, 0 to 1 or auto (default: the bundle's)")]
 Keep = Annotated[str | None, typer.Option(help="fraction of visual tokens kept, where the bundle has a range")]
+System = Annotated[str | None, typer.Option(help="system prompt (default: the chat template's own)")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead")]
 
 
@@ -57,6 +59,7 @@ def run(
     precision: Precision = None,
     alpha: Alpha = None,
     keep: Keep = None,
+    system: System = None,
     max_new_tokens: Annotated[int, typer.Option(help="most tokens generated")] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token")] = 0.0,
     top_p: Annotated[float, typer.Option(help="sample among the tokens that make up this probability")] = 1.0,
@@ -88,7 +91,7 @@ def run(
         opened = open_bundle(bundle, progress=progress)
     pipeline = Pipeline(opened, load_graph)
     generations = pipeline.stream_batch(
-        pairs,
+        [(path, Chat(question=question, system=system)) for path, question in pairs],
         alpha=None if alpha is None else parse_alpha(alpha),
         keep=keep,
         max_new_tokens=max_new_tokens,
@@ -144,6 +147,7 @@ def inspect(
     prompt: Annotated[str | None, typer.Option(help="question about the image")] = None,
     alpha: Alpha = None,
     keep: Keep = None,
+    system: System = None,
     out: Annotated[Path, typer.Option(help="PNG of the tokens that were kept, with --image")] = Path("kept.png"),
     backend: Backend = DEFAULT,
     provider: Provider = None,
@@ -158,10 +162,10 @@ def inspect(
     from ptp.runtime.vision import VisualEncoder
 
     manifest = read_manifest(bundle)
-    choices = (prompt, alpha, keep, provider, threads, target, precision)
+    choices = (prompt, alpha, keep, system, provider, threads, target, precision)
     if image is None and (backend != DEFAULT or any(choice is not None for choice in choices)):
         raise ConfigError(
-            "--prompt, --alpha, --keep, --backend and its options say how an image is looked at",
+            "--prompt, --system, --alpha, --keep, --backend and its options say how an image is looked at",
             do="give an image with --image",
         )
     if image is not None:
@@ -177,7 +181,8 @@ def inspect(
     if image is not None:
         encoder = VisualEncoder(opened, load_graph)
         weight = None if alpha is None else parse_alpha(alpha)
-        visual = encoder.encode([encoder.ask(loaded, prompt)], alpha=weight, keep=keep)[0]
+        chat = None if prompt is None else Chat(question=prompt, system=system)
+        visual = encoder.encode([encoder.ask(loaded, chat)], alpha=weight, keep=keep)[0]
         _write_picture(out, loaded, visual, manifest)
     if as_json:
         result = json.loads(manifest.to_json())

@@ -10,6 +10,7 @@ from ptp.budgets import Keep, num_kept_at
 from ptp.bundle import Bundle, open_bundle
 from ptp.bundle.hashes import Progress
 from ptp.bundle.manifest import Alpha
+from ptp.chat import Chat
 from ptp.errors import PromptError
 from ptp.runtime.backends.base import Array, LoadGraph
 from ptp.runtime.backends.registry import DEFAULT, graph_loader
@@ -72,7 +73,7 @@ class Pipeline:
     def encode(
         self,
         image: ImageSource,
-        prompt: str | None = None,
+        prompt: str | Chat | None = None,
         *,
         alpha: Alpha | None = None,
         keep: Keep | None = None,
@@ -93,7 +94,7 @@ class Pipeline:
     def stream(
         self,
         image: ImageSource,
-        prompt: str,
+        prompt: str | Chat,
         *,
         alpha: Alpha | None = None,
         keep: Keep | None = None,
@@ -105,7 +106,7 @@ class Pipeline:
 
         Args:
             image: a file or an open image.
-            prompt: the question.
+            prompt: the question, or a `Chat`: a question with a system prompt and earlier turns.
             alpha: weight of the question in the choice of tokens, 0 to 1 or `"auto"`; the bundle's own if None.
             keep: fraction of visual tokens kept, where the bundle leaves that to run time; its own if None.
             **options: `max_new_tokens`, `temperature`, `top_p`, `seed` and `stop` of `Sampling`.
@@ -118,7 +119,7 @@ class Pipeline:
         """
         return next(self.stream_batch([(image, prompt)], alpha=alpha, keep=keep, **options))
 
-    def stream_from(self, visual: VisualTokens, prompt: str, **options: Unpack[SamplingOptions]) -> Generation:
+    def stream_from(self, visual: VisualTokens, prompt: str | Chat, **options: Unpack[SamplingOptions]) -> Generation:
         """Return an iterator over the answer about an image that `encode` has seen; several questions may share it.
 
         Args:
@@ -135,7 +136,7 @@ class Pipeline:
 
     def stream_batch(
         self,
-        questions: Iterable[tuple[ImageSource, str]],
+        questions: Iterable[tuple[ImageSource, str | Chat]],
         *,
         alpha: Alpha | None = None,
         keep: Keep | None = None,
@@ -162,7 +163,11 @@ class Pipeline:
         return self._stream_batch(iter(questions), alpha, keep, sampling)
 
     def _stream_batch(
-        self, questions: Iterator[tuple[ImageSource, str]], alpha: Alpha | None, keep: Keep | None, sampling: Sampling
+        self,
+        questions: Iterator[tuple[ImageSource, str | Chat]],
+        alpha: Alpha | None,
+        keep: Keep | None,
+        sampling: Sampling,
     ) -> Iterator[Generation]:
         while chunk := list(islice(questions, self.manifest.batch)):
             queries = [self._encoder.ask(image, prompt) for image, prompt in chunk]
@@ -180,7 +185,7 @@ class Pipeline:
     def generate(
         self,
         image: ImageSource,
-        prompt: str,
+        prompt: str | Chat,
         *,
         alpha: Alpha | None = None,
         keep: Keep | None = None,

@@ -14,6 +14,7 @@ from ptp.anyres import PackedLayout
 from ptp.budgets import Keep, num_kept_at
 from ptp.bundle import Bundle
 from ptp.bundle.manifest import Alpha, GraphSpec, Tiling
+from ptp.chat import Chat
 from ptp.errors import PromptError, SchemaError
 from ptp.runtime.backends.base import DTYPES, Array, LoadGraph
 from ptp.runtime.preprocess.images import load_image
@@ -111,7 +112,7 @@ class VisualEncoder:
         embeds: Array = self.embedding.run(feeds)["inputs_embeds"].numpy()[0]
         return embeds
 
-    def ask(self, image: ImageSource, question: str | None) -> Query:
+    def ask(self, image: ImageSource, question: str | Chat | None) -> Query:
         """Return an image and its question, tokenised and embedded where it has a say.
 
         Raises:

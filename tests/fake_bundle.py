@@ -12,7 +12,7 @@ from ptp.bundle import Bundle, Manifest
 from ptp.bundle.manifest import GraphSpec, TensorSpec
 
 HIDDEN, LAYERS, MAX_PROMPT, KEPT = 6, 2, 24, 7
-TEMPLATE = "{{ bos_token }}[INST] <image>\n{{ messages[0].content[1].text }} [/INST]"
+CHAT = {"trim": "none", "before_image": "<s>[INST] ", "before_question": "\n", "after_question": " [/INST]"}
 
 
 @dataclass
@@ -82,7 +82,7 @@ class FakeBundle:
     """A bundle whose decoder writes a script.
 
     Args:
-        folder: where tokenizer and template go.
+        folder: where the tokenizer goes.
         script: token ids the model answers with; the last one is repeated for ever.
         positions: packed positions of the tokens kept, then padding.
         changes: sections of the manifest to change.
@@ -98,7 +98,6 @@ class FakeBundle:
     def __post_init__(self) -> None:
         raw = tokenizer()
         raw.save(str(self.folder / "tokenizer.json"))
-        (self.folder / "chat_template.jinja").write_text(TEMPLATE)
         manifest = _manifest(raw.get_vocab_size())
         for section, update in self.changes.items():
             manifest[section] |= update
@@ -225,8 +224,9 @@ def _manifest(vocabulary: int) -> dict[str, Any]:
         },
     }
     vectors = "parity/vectors.safetensors"
-    names = ["tokenizer.json", "chat_template.jinja", vectors, *(graph["file"] for graph in graphs.values())]
+    names = ["tokenizer.json", vectors, *(graph["file"] for graph in graphs.values())]
     return {
+        "schema_version": 2,
         "tools": {},
         "opset": 20,
         "model": {"id": "fake", "revision": None, "family": "llava_next", "precision": "fp32"},
@@ -256,9 +256,10 @@ def _manifest(vocabulary: int) -> dict[str, Any]:
         "prompting": {
             "image_token": "<image>",
             "image_token_id": 3,
-            "special_tokens": {"bos_token": "<s>"},
+            "add_special_tokens": False,
             "eos_token_ids": [2],
             "max_prompt": MAX_PROMPT,
+            "chat": CHAT,
         },
         "language_model": {
             "num_layers": LAYERS,

@@ -119,7 +119,7 @@ def test_a_bundle_altered_by_one_byte_is_refused(refused, copied_bundle, photos)
 
 def test_a_manifest_of_a_newer_schema_is_refused(refused, copied_bundle, photos):
     path = copied_bundle / MANIFEST_NAME
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 3'))
     assert "newer schema" in refused("inspect", copied_bundle)
 
 

@@ -9,12 +9,14 @@
 namespace ptp_core {
 namespace {
 
-constexpr int64_t SCHEMA_VERSION = 1;
+constexpr int64_t SCHEMA_VERSION = 2;
 constexpr int64_t MAX_FILE_BYTES = int64_t{1} << 40;
 constexpr int64_t MAX_ELEMENTS = 1 << 30;
 constexpr size_t MAX_TENSORS = 4096;
 constexpr size_t MAX_RANK = 8;  // of any tensor that an engine takes
 constexpr size_t MAX_FILES = 1 << 16;
+constexpr size_t MAX_TEXT = 1 << 16;  // characters that go into a prompt as they are
+constexpr size_t MAX_NAME = 1000;     // characters of the image token
 constexpr int64_t LARGEST = INT64_MAX;
 
 constexpr std::array<const char*, 5> DTYPES = {"float32", "float16", "int64", "int32", "bool"};  // by ptp_dtype
@@ -108,25 +110,45 @@ Tiling read_tiling(Fields fields) {
     return tiling;
 }
 
+std::string bounded_text(Fields& fields, const std::string& key, size_t most = MAX_TEXT) {
+    std::string text = fields.text(key);
+    if (character_starts(text).size() - 1 > most)
+        throw SchemaProblem(fields.path(key), "is longer than " + std::to_string(most) + " characters");
+    return text;
+}
+
+std::string read_trim(Fields& fields) { return fields.choice("trim", {"none", "both", "end"}); }
+
+ChatFormat read_chat(Fields fields) {
+    ChatFormat chat{read_trim(fields), bounded_text(fields, "before_image"), bounded_text(fields, "before_question"),
+                    bounded_text(fields, "after_question")};
+    if (const Json* found = fields.find("system")) {
+        Fields system(*found, fields.path("system"));
+        read_trim(system);
+        for (const char* key : {"before_system", "before_image"}) bounded_text(system, key);
+        system.done();
+    }
+    if (const Json* found = fields.find("next_turn")) {
+        Fields turn(*found, fields.path("next_turn"));
+        read_trim(turn);
+        for (const char* key : {"before_answer", "before_question"}) bounded_text(turn, key);
+        turn.done();
+    }
+    fields.done();
+    return chat;
+}
+
 Prompting read_prompting(Fields fields) {
     Prompting prompting;
-    prompting.image_token = fields.text("image_token");
+    prompting.image_token = bounded_text(fields, "image_token", MAX_NAME);
     if (prompting.image_token.empty()) throw SchemaProblem(fields.path("image_token"), "is empty");
     prompting.image_token_id = fields.integer("image_token_id", 0, LARGEST);
-    Fields tokens = fields.object("special_tokens");
-    for (const auto& [name, token] : fields.at("special_tokens").items()) {
-        prompting.special_tokens[name] = as_text(token, tokens.path(name));
-    }
+    prompting.add_special_tokens = as_bool(fields.at("add_special_tokens"), fields.path("add_special_tokens"));
     for (const Json& token : as_list(fields.at("eos_token_ids"), fields.path("eos_token_ids"), MAX_TENSORS)) {
         prompting.eos_token_ids.push_back(as_integer(token, fields.path("eos_token_ids"), INT64_MIN, LARGEST));
     }
     prompting.max_prompt = fields.integer("max_prompt", 1, MAX_DIMENSION);
-    if (const Json* found = fields.find("single_turn")) {
-        Fields turn(*found, fields.path("single_turn"));
-        prompting.single_turn =
-            SingleTurn{turn.text("before_image"), turn.text("before_question"), turn.text("after_question")};
-        turn.done();
-    }
+    prompting.chat = read_chat(fields.object("chat"));
     fields.done();
     return prompting;
 }
@@ -176,8 +198,7 @@ std::map<std::string, FileEntry> read_files(const Json& object) {
 Manifest read_manifest(const Json& data) {
     Fields fields(data, "");
     for (const char* record : {"tools", "parity", "vectors"}) fields.skip(record);  // for people, and for `ptp verify`
-    if (const Json* version = fields.find("schema_version"))
-        as_integer(*version, "schema_version", SCHEMA_VERSION, SCHEMA_VERSION);
+    fields.integer("schema_version", SCHEMA_VERSION, SCHEMA_VERSION);
     fields.integer("opset", 18, 21);
     Manifest manifest;
     Fields model = fields.object("model");
@@ -281,11 +302,12 @@ Manifest Manifest::from_json(std::string_view text) {
         throw Error(PTP_ERROR_BUNDLE, name + " is not JSON").got(error.what()).advise("export the bundle again");
     }
     const Json* version = data.is_object() && data.contains("schema_version") ? &data["schema_version"] : nullptr;
-    if (version && version->is_number_integer() && version->get<int64_t>() > SCHEMA_VERSION) {
-        throw Error(PTP_ERROR_BUNDLE, name + " is of a newer schema")
+    if (version && version->is_number_integer() && version->get<int64_t>() != SCHEMA_VERSION) {
+        const bool newer = version->get<int64_t>() > SCHEMA_VERSION;
+        throw Error(PTP_ERROR_BUNDLE, name + (newer ? " is of a newer schema" : " is of an older schema"))
             .got("version " + version->dump())
-            .expected("at most " + std::to_string(SCHEMA_VERSION))
-            .advise("install a newer libptp or export the bundle again");
+            .expected(std::to_string(SCHEMA_VERSION))
+            .advise(newer ? "install a newer libptp or export the bundle again" : "export the bundle again");
     }
     try {
         return read_manifest(data);

@@ -68,18 +68,19 @@ struct Tiling {
     std::array<double, 3> mean, std;
 };
 
-// The chat template's text for one user message, around the image and the question.
-struct SingleTurn {
-    std::string before_image, before_question, after_question;
+// The chat template's text around the image and the question. What the manifest holds beside it, for system prompts and
+// further turns, is validated and not kept: this runtime asks one question.
+struct ChatFormat {
+    std::string trim, before_image, before_question, after_question;
 };
 
 struct Prompting {
     std::string image_token;
     int64_t image_token_id;
-    std::map<std::string, std::string> special_tokens;
+    bool add_special_tokens;
     std::vector<int64_t> eos_token_ids;
     int64_t max_prompt;
-    std::optional<SingleTurn> single_turn;
+    ChatFormat chat;
 };
 
 struct LanguageModel {

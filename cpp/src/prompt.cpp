@@ -22,27 +22,32 @@ void check_question(std::string_view question, const std::string& image_token) {
     }
 }
 
+// Return the question without the white space that the chat template removes from it.
+std::string_view trimmed(std::string_view question, const std::string& trim) {
+    if (trim == "none") return question;
+    size_t start = question.size(), end = 0;
+    for (size_t i = 0; i < question.size();) {
+        const size_t at = i;
+        if (is_stripped(next_character(question, i))) continue;
+        start = std::min(start, at);
+        end = i;
+    }
+    return trim == "both" ? question.substr(start, end - start) : question.substr(0, end);
+}
+
 }  // namespace
 
 Prompt Prompter::operator()(std::string_view question) const {
     check_question(question, prompting_.image_token);
-    if (!prompting_.single_turn) {
-        throw Error(PTP_ERROR_BUNDLE, "the bundle's chat template is not a text around the question")
-            .got("no prompting.single_turn")
-            .advise("export the bundle again or use the Python runtime");
-    }
-    const SingleTurn& turn = *prompting_.single_turn;
-    const std::string head = turn.before_image + prompting_.image_token + turn.before_question;
-    const std::string text = head + std::string(question) + turn.after_question;
-    const auto bos = prompting_.special_tokens.find("bos_token");
-    // a template that writes the BOS token itself must not get a second one
-    const bool has_bos =
-        bos != prompting_.special_tokens.end() && !bos->second.empty() && starts_with(text, bos->second);
+    const ChatFormat& chat = prompting_.chat;
+    question = trimmed(question, chat.trim);
+    const std::string head = chat.before_image + prompting_.image_token + chat.before_question;
+    const std::string text = head + std::string(question) + chat.after_question;
     const size_t first = character_starts(head).size() - 1, last = first + character_starts(question).size() - 1;
 
     Prompt prompt{{}, 0, {}};
     size_t images = 0;
-    for (const Token& token : tokenizer_.encode(text, !has_bos)) {
+    for (const Token& token : tokenizer_.encode(text, prompting_.add_special_tokens)) {
         if (token.id == prompting_.image_token_id) {
             ++images;
             prompt.prefix = prompt.ids.size();
@@ -53,9 +58,9 @@ Prompt Prompter::operator()(std::string_view question) const {
         prompt.question_mask.push_back(token.from_text && token.start < last && end > first);
     }
     if (images != 1) {
-        throw Error(PTP_ERROR_PROMPT, "the bundle's chat template must place one image")
+        throw Error(PTP_ERROR_PROMPT, "the prompt must hold one image token")
             .got(static_cast<long long>(images))
-            .advise("correct chat_template.jinja");
+            .advise("export the bundle again");
     }
     if (prompt.ids.empty()) throw Error(PTP_ERROR_PROMPT, "the question is empty").got("no token");
     const auto longest = static_cast<size_t>(prompting_.max_prompt);

@@ -82,11 +82,11 @@ bool is_space(char32_t c) {
            (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
 
+bool is_stripped(char32_t c) { return is_space(c) || (c >= 0x1C && c <= 0x1F); }
+
 bool is_blank(std::string_view text) {
     for (size_t i = 0; i < text.size();) {
-        const char32_t c = next_character(text, i);
-        // Python's str.strip also takes the information separators
-        if (!is_space(c) && !(c >= 0x1C && c <= 0x1F)) return false;
+        if (!is_stripped(next_character(text, i))) return false;
     }
     return true;
 }

@@ -24,6 +24,9 @@ std::string lossy_utf8(std::string_view bytes);
 // Unicode's White_Space.
 bool is_space(char32_t character);
 
+// What Python's str.strip takes: White_Space and the information separators.
+bool is_stripped(char32_t character);
+
 bool is_blank(std::string_view text);
 
 // Return the text on one line, with U+FFFD for what a terminal would obey.

@@ -13,16 +13,21 @@ from typing import TYPE_CHECKING, Any
 from ptp.errors import PtpError
 
 if TYPE_CHECKING:
+    from ptp.chat import Chat
     from ptp.runtime.pipeline import Pipeline
 
 __version__ = version("ptp-export")
-__all__ = ["Pipeline", "PtpError", "__version__"]
+__all__ = ["Chat", "Pipeline", "PtpError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    # Pipeline is imported on first use: `import ptp` alone stays light for the exporter and for scripts.
+    # imported on first use: `import ptp` alone stays light for the exporter and for scripts
     if name == "Pipeline":
         from ptp.runtime.pipeline import Pipeline
 
         return Pipeline
+    if name == "Chat":
+        from ptp.chat import Chat
+
+        return Chat
     raise AttributeError(f"module 'ptp' has no attribute {name!r}")

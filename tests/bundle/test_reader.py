@@ -91,8 +91,8 @@ def test_a_small_file_that_is_not_small_is_refused_before_it_is_read(copied_bund
 
 
 def test_a_newer_schema_is_refused_with_what_to_do(copied_bundle):
-    edit(copied_bundle, lambda data: data.update(schema_version=2))
-    with pytest.raises(SchemaError, match="newer schema; got version 2; expected at most 1; install a newer"):
+    edit(copied_bundle, lambda data: data.update(schema_version=3))
+    with pytest.raises(SchemaError, match="newer schema; got version 3; expected 2; install a newer"):
         open_bundle(copied_bundle)
 
 
@@ -125,7 +125,11 @@ HOSTILE = {
     "budget": lambda d: d["pruning"].update(num_kept=d["pruning"]["num_kept"] + 1),
     "unlisted graph": lambda d: d["graphs"]["embed_tokens"].update(file="onnx/other.onnx"),
     "bad hash": lambda d: d["files"]["config.json"].update(sha256="x"),
-    "text version": lambda d: d.update(schema_version="1"),
+    "text version": lambda d: d.update(schema_version="2"),
+    "no version": lambda d: d.pop("schema_version"),
+    "no chat": lambda d: d["prompting"].pop("chat"),
+    "trim": lambda d: d["prompting"]["chat"].update(trim="start"),
+    "long text": lambda d: d["prompting"]["chat"].update(after_question="x" * ((1 << 16) + 1)),
     "tile of the graph": lambda d: d["tiling"].update(tile_size=56),
     "tokens of the graph": lambda d: d["graphs"]["vision_encoder"]["outputs"][0].update(shape=[1, 7, 128]),
     "layers": lambda d: d["language_model"].update(num_layers=3),
@@ -175,7 +179,7 @@ def test_hostile_manifests_are_refused_in_one_line(copied_bundle, name):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00", "[" * 100_000, '{"schema_version": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00", "[" * 100_000, '{"schema_version": 2}'])
 def test_text_that_is_no_manifest_is_refused(copied_bundle, text):
     (copied_bundle / MANIFEST_NAME).write_text(text)
     with pytest.raises(SchemaError):

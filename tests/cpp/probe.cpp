@@ -29,9 +29,9 @@ Json tokenize(const Json& order) {
     prompting.image_token = order["image_token"];
     prompting.image_token_id = order["image_token_id"];
     prompting.max_prompt = order["max_prompt"];
-    if (order.contains("bos")) prompting.special_tokens["bos_token"] = order["bos"];
-    if (order.contains("turn"))
-        prompting.single_turn = ptp_core::SingleTurn{order["turn"][0], order["turn"][1], order["turn"][2]};
+    prompting.add_special_tokens = order["add_special_tokens"];
+    const Json& chat = order["chat"];
+    prompting.chat = {chat["trim"], chat["before_image"], chat["before_question"], chat["after_question"]};
     const ptp_core::Prompter prompter(prompting,
                                       ptp_core::Tokenizer::from_json(file_text(order["tokenizer"]), "tokenizer.json"));
     Json answers = Json::array();

@@ -18,7 +18,9 @@ Change = tuple[list[str | int], Any]
 DELETE = object()
 
 CHANGES: dict[str, list[Change]] = {
-    "newer schema": [(["schema_version"], 2)],
+    "newer schema": [(["schema_version"], 3)],
+    "older schema": [(["schema_version"], 1)],
+    "no schema": [(["schema_version"], DELETE)],
     "text for a number": [(["opset"], "many")],
     "opset": [(["opset"], 7)],
     "missing": [(["tiling"], DELETE)],
@@ -42,7 +44,13 @@ CHANGES: dict[str, list[Change]] = {
     "filter": [(["tiling", "resample"], "magic")],
     "image token": [(["prompting", "image_token"], "")],
     "max prompt": [(["prompting", "max_prompt"], 65)],
-    "turn": [(["prompting", "single_turn"], {"before_image": ""})],
+    "no chat": [(["prompting", "chat"], DELETE)],
+    "chat": [(["prompting", "chat"], {"before_image": ""})],
+    "trim": [(["prompting", "chat", "trim"], "start")],
+    "long text": [(["prompting", "chat", "after_question"], "x" * ((1 << 16) + 1))],
+    "system": [(["prompting", "chat", "system"], {"trim": "none"})],
+    "next turn": [(["prompting", "chat", "next_turn"], {"trim": "none", "before_answer": ""})],
+    "special tokens": [(["prompting", "add_special_tokens"], 1)],
     "control character": [(["model", "id"], "a\u001bb")],
     "long line": [(["model", "id"], "a" * 1001)],
     "path": [(["files", "../escape"], {"bytes": 1, "sha256": "0" * 64})],

@@ -18,10 +18,9 @@ from tokenizers import (
     trainers,
 )
 
-from ptp.bundle.manifest import Prompting
+from ptp.bundle.manifest import ChatFormat, Prompting
 from ptp.demo import CHECKPOINT
 from ptp.errors import PromptError
-from ptp.runtime.chat_template import ChatTemplate
 from ptp.runtime.detokenize import TextStream
 from ptp.runtime.tokenize import Prompter
 
@@ -166,29 +165,21 @@ def test_a_long_text(probe, tokenizer) -> None:
     )
 
 
-def test_prompts_equal_the_python_runtime(probe, tokenizer) -> None:
+@pytest.mark.parametrize("trim", ["none", "both", "end"])
+def test_prompts_equal_the_python_runtime(probe, tokenizer, trim: str) -> None:
     raw, path = tokenizer
-    turn = ["<s>[INST] ", "\n", " [/INST]"]
     prompting = Prompting(
         image_token="<image>",
         image_token_id=raw.token_to_id("<image>"),
-        special_tokens={"bos_token": "<s>"},
+        add_special_tokens=trim == "end",
         eos_token_ids=(2,),
         max_prompt=60,
+        chat=ChatFormat(trim=trim, before_image="<s>[INST] ", before_question="\n", after_question=" [/INST]"),
     )
-    template = "{{ bos_token }}[INST] <image>\n{{ '\\n' }}{{ messages[0].content[1].text }} [/INST]".replace(
-        "\n{{ '\\n' }}", "{{ '\\n' }}"
-    )
-    prompter = Prompter(prompting, ChatTemplate(template, prompting.special_tokens), raw)
-    answers = probe(
-        "tokenize",
-        tokenizer=path,
-        questions=[*QUESTIONS, "", " \u3000\n", "an <image>"],
-        turn=turn,
-        bos="<s>",
-        **prompting.model_dump(include={"image_token", "image_token_id", "max_prompt"}),
-    )
-    for question, answer in zip([*QUESTIONS, "", " \u3000\n", "an <image>"], answers, strict=True):
+    prompter = Prompter(prompting, raw)
+    questions = [*QUESTIONS, "", " \u3000\n", "an <image>", "\x1f\u2003 why? \x1c\t", "a" * ((1 << 20) + 1)]
+    answers = probe("tokenize", tokenizer=path, questions=questions, **prompting.model_dump(exclude={"eos_token_ids"}))
+    for question, answer in zip(questions, answers, strict=True):
         if "error" in answer:
             with pytest.raises(PromptError) as refused:
                 prompter(question)
@@ -199,14 +190,6 @@ def test_prompts_equal_the_python_runtime(probe, tokenizer) -> None:
         assert answer["prefix"] == len(expected.prefix)
         assert answer["mask"] == expected.question_mask.tolist(), repr(question)
     assert sum("error" not in answer for answer in answers) > 3
-
-
-def test_without_a_single_turn_the_question_is_refused(probe, tokenizer) -> None:
-    _, path = tokenizer
-    (answer,) = probe(
-        "tokenize", tokenizer=path, questions=["What?"], image_token="<image>", image_token_id=3, max_prompt=9
-    )
-    assert answer["error"].startswith("the bundle's chat template is not a text around the question; got no prompting")
 
 
 def test_text_comes_back_in_the_same_pieces(probe, tokenizer) -> None:

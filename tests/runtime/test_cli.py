@@ -137,6 +137,14 @@ def test_keep_is_refused_where_it_is_fixed(
         assert "keep is fixed in this bundle; got 0.5; expected 0.25" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["run", "inspect"])
+def test_a_system_prompt_is_passed_on(
+    verb: str, demo_bundle: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ptp(verb, demo_bundle, "--image", photo, "--prompt", QUESTION, "--system", "Be brief.") == 1
+    assert "this model's chat template takes no system prompt; leave it out" in capsys.readouterr().err
+
+
 def test_run_stops_at_a_stop_text(demo_bundle: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pieces = list(Pipeline.load(demo_bundle).stream(photo, QUESTION, max_new_tokens=12))
     text = "".join(pieces)
@@ -174,7 +182,7 @@ def test_inspect_shows_an_image(
         image.verify()
     assert ptp(*arguments, "--json") == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["schema_version"] == 1
+    assert result["schema_version"] == 2
     shown = result["visual_tokens"]
     assert shown["positions"] == visual.positions.tolist()
     assert sum(shown["tile_budgets"]) <= sum(shown["tile_tokens"])

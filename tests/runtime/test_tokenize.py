@@ -10,8 +10,9 @@ from transformers import LlavaNextProcessor, PreTrainedTokenizerFast
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from ptp.bundle.manifest import Prompting
+from ptp.chat import Chat
 from ptp.errors import PromptError
-from ptp.runtime.chat_template import ChatTemplate
+from ptp.export.chat_format import adds_special_tokens, chat_format
 from ptp.runtime.tokenize import Prompt, Prompter
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>"]
@@ -101,18 +102,7 @@ def legacy_llama() -> Tokenizer:
 TOKENIZERS = {"byte-level": byte_level, "metaspace": metaspace, "legacy": legacy_llama}
 
 
-def prompter(tokenizer: Tokenizer, template: str, max_prompt: int = 512) -> Prompter:
-    prompting = Prompting(
-        image_token="<image>",
-        image_token_id=tokenizer.token_to_id("<image>"),
-        special_tokens={"bos_token": "<s>", "eos_token": "</s>"},
-        eos_token_ids=(2,),
-        max_prompt=max_prompt,
-    )
-    return Prompter(prompting, ChatTemplate(template, prompting.special_tokens), tokenizer)
-
-
-def oracle(tokenizer: Tokenizer, template: str, question: str) -> tuple[list[int], list[int]]:
+def processor(tokenizer: Tokenizer, template: str) -> LlavaNextProcessor:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",
@@ -120,7 +110,7 @@ def oracle(tokenizer: Tokenizer, template: str, question: str) -> tuple[list[int
         unk_token="<unk>",
         additional_special_tokens=["<image>"],
     )
-    processor = LlavaNextProcessor(
+    return LlavaNextProcessor(
         image_processor=LlavaNextImageProcessorPil(
             size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, image_grid_pinpoints=[[56, 112]]
         ),
@@ -130,10 +120,33 @@ def oracle(tokenizer: Tokenizer, template: str, question: str) -> tuple[list[int
         num_additional_image_tokens=1,
         chat_template=template,
     )
-    image = Image.new("RGB", (60, 50))
-    content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
-    ids = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True
+
+
+def prompter(tokenizer: Tokenizer, template: str, max_prompt: int = 512) -> Prompter:
+    chat = chat_format(processor(tokenizer, template), template, "the checkpoint")
+    prompting = Prompting(
+        image_token="<image>",
+        image_token_id=tokenizer.token_to_id("<image>"),
+        add_special_tokens=adds_special_tokens(chat, "<image>", "<s>"),
+        eos_token_ids=(2,),
+        max_prompt=max_prompt,
+        chat=chat,
+    )
+    return Prompter(prompting, tokenizer)
+
+
+def oracle(tokenizer: Tokenizer, template: str, chat: Chat) -> tuple[list[int], list[int]]:
+    def said(role: str, text: str) -> dict:
+        return {"role": role, "content": [{"type": "text", "text": text}]}
+
+    messages = [] if chat.system is None else [said("system", chat.system)]
+    for question, answer in chat.history:
+        messages += [said("user", question), said("assistant", answer)]
+    messages.append(said("user", chat.question))
+    image = {"type": "image", "image": Image.new("RGB", (60, 50))}
+    messages[chat.system is not None]["content"].insert(0, image)
+    ids = processor(tokenizer, template).apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True
     )["input_ids"]
     ids = list(ids[0]) if isinstance(ids[0], list) else list(ids)
     image_id = tokenizer.token_to_id("<image>")
@@ -154,7 +167,8 @@ def question_text(prompt: Prompt, tokenizer: Tokenizer) -> str:
 def test_ids_and_question_equal_transformers(tokenizer: str, template: str, question: str) -> None:
     raw = TOKENIZERS[tokenizer]()
     prompt = prompter(raw, TEMPLATES[template])(question)
-    assert (prompt.prefix, prompt.suffix) == oracle(TOKENIZERS[tokenizer](), TEMPLATES[template], question)
+    asked = Chat(question=question)
+    assert (prompt.prefix, prompt.suffix) == oracle(TOKENIZERS[tokenizer](), TEMPLATES[template], asked)
     assert prompt.question_mask.shape == (len(prompt.ids),)
     assert question_text(prompt, raw).strip() == question.strip()
     marked = np.flatnonzero(prompt.question_mask)
@@ -170,10 +184,46 @@ def test_bos_is_written_once() -> None:
         assert prompt.prefix[0] == 1
 
 
-def test_a_repeated_question_is_marked_in_both_places() -> None:
-    template = "<image>{{ messages[0].content[1].text }} | {{ messages[0].content[1].text }} |"
+CHATS = {
+    "system": Chat(question="why?", system=" You are <brief>. "),
+    "second question": Chat(question=" why? ", history=(("What is it?", "A cat.\n"),)),
+    "all": Chat(question="猫?", system="Be kind.", history=(("a", "b"), (" c ", "d"), ("e", "f"))),
+}
+
+
+@pytest.mark.parametrize("chat", CHATS)
+@pytest.mark.parametrize("template", ["vicuna", "chatml", "llama3", "mistral with BOS"])
+def test_conversations_equal_transformers(template: str, chat: str) -> None:
     raw = byte_level()
-    assert question_text(prompter(raw, template)("why"), raw) == "whywhy"
+    prompt = prompter(raw, TEMPLATES[template])(CHATS[chat])
+    assert (prompt.prefix, prompt.suffix) == oracle(byte_level(), TEMPLATES[template], CHATS[chat])
+    assert question_text(prompt, raw).strip() == CHATS[chat].question.strip()
+
+
+def test_a_system_prompt_is_refused_where_the_template_has_no_place_for_it() -> None:
+    with pytest.raises(PromptError, match="takes no system prompt; leave it out"):
+        prompter(byte_level(), TEMPLATES["mistral"])(CHATS["system"])
+
+
+def test_earlier_turns_are_refused_where_the_template_has_no_place_for_them() -> None:
+    template = "<image>{{ messages[-1].content[-1].text }}"
+    with pytest.raises(PromptError, match="takes one question; leave the earlier turns out"):
+        prompter(byte_level(), template)(CHATS["second question"])
+
+
+@pytest.mark.parametrize(
+    ("chat", "problem"),
+    [
+        (Chat(question="why", system="an <image>"), "contains the image token"),
+        (Chat(question="why", history=(("a", "\ud800"),)), "not valid Unicode"),
+        (Chat(question="é" * (1 << 19) + "a"), "is too long; got 1048577 bytes; expected at most 1048576"),
+        (Chat(question="a" * ((1 << 20) + 1)), "is too long; got 1048577 bytes"),
+        (Chat(question=" ", history=(("a", "b"),)), "is empty"),
+    ],
+)
+def test_texts_that_no_prompt_can_hold_are_refused(chat: Chat, problem: str) -> None:
+    with pytest.raises(PromptError, match=problem):
+        prompter(byte_level(), TEMPLATES["vicuna"])(chat)
 
 
 def test_truncation_and_padding_of_the_file_are_ignored() -> None:
@@ -200,81 +250,3 @@ def test_longest_prompt_is_exact() -> None:
     assert len(prompter(byte_level(), TEMPLATES["vicuna"], length)(QUESTIONS[0]).ids) == length
     with pytest.raises(PromptError, match=f"got {length} text tokens; expected at most {length - 1}"):
         prompter(byte_level(), TEMPLATES["vicuna"], length - 1)(QUESTIONS[0])
-
-
-@pytest.mark.parametrize(
-    ("template", "problem"),
-    [
-        ("{{ messages[0].content[1].text }}", "must place one image; got 0"),
-        ("<image><image>{{ messages[0].content[1].text }}", "must place one image; got 2"),
-        ("<image>", "leaves the question out"),
-        ("<image>{{ messages[0].content[1].text | length }}", "leaves the question out"),
-        ("<image>{{ messages[0].content[1].text }}{{ messages[0].content[1].text | length }}", "changes with"),
-        ("{{ raise_exception('no thanks') }}", "cannot be rendered; got no thanks"),
-        ("{{ messages.append(1) }}", "cannot be rendered"),
-        ("{{ ''.__class__.__mro__ }}<image>", "cannot be rendered|leaves the question out"),
-        ("{{ nothing.at.all }}", "cannot be rendered"),
-        ("{% for %}", "is not valid"),
-    ],
-)
-def test_unusable_templates_are_refused(template: str, problem: str) -> None:
-    with pytest.raises(PromptError, match=problem):
-        prompter(byte_level(), template)("What is it, then, on the table?")
-
-
-def test_templates_may_write_json_and_the_date() -> None:
-    template = (
-        "{{ strftime_now('%Y') | length }} {{ {'a': '<é>'} | tojson }} {{ [2, 1] | tojson(indent=1) }}"
-        "<image>{{ messages[0].content[1].text }}"
-        "{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}!{% endfor %}"
-    )
-    rendered = ChatTemplate(template, {}).render("why")
-    assert rendered.text == '4 {"a": "<é>"} [\n 2,\n 1\n]<image>why!!'
-    assert [rendered.text[slice(*span)] for span in rendered.question] == ["why"]
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{{ 10**(10**8) }}",
-        "{{ ('x' * 10**9) | length }}",
-        "{{ 'x' * 1000000000 }}",
-        "{{ '%1000000000d' % 1 }}",
-        "{% for i in range(2000) %}{% for j in range(2000) %}{{ messages }}{% endfor %}{% endfor %}",
-        "x" * ((1 << 16) + 1),
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-        "{% for i in [1] recursive %}{{ loop([i]) }}{% endfor %}",
-        "{% macro f(n) %}{% if n %}{% if f(n - 1) or f(n - 1) %}{% endif %}{% endif %}{% endmacro %}{{ f(60) }}",
-        "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}",
-        "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
-        "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s %}{{ n.s }}{{ n.s }}{% endset %}{% endfor %}",
-        "{% set s = 'x'.ljust(60000) %}{{ s.replace(' ', s) | length }}",
-        "{{ 'x' | center(9000000000) | length }}",
-        "{{ lipsum(n=99999) | length }}",
-    ],
-)
-def test_templates_that_would_exhaust_the_machine_are_refused(source: str) -> None:
-    with pytest.raises(PromptError) as error:
-        ChatTemplate("{{ messages[0].content[1].text }}" + source, {}).render("hi")
-    assert not str(error.value).endswith("got ")
-
-
-def test_a_template_may_count() -> None:
-    source = "{% for m in messages %}{{ loop.index0 % 2 * 3 }}{{ m.content[1].text }}{% endfor %}"
-    assert ChatTemplate(source, {}).render("hi").text == "0hi"
-
-
-def test_templates_may_do_what_templates_do() -> None:
-    source = (
-        "{{ '=' * 5 }}{{ '%s!' % 'a' }}{{ 'a' ~ 1 ~ none }}{{ ([0] * 2) | length }}{{ 2 ** 3 }}"
-        "{% set n = namespace(i=0) %}{% for i in range(3) if i %}{% set n.i = n.i + i %}{{ loop.last }}{% endfor %}"
-        "{% macro m(x) %}<{{ x | upper }}>{% endmacro %}{{ m('b') }}{% filter trim %} {{ n.i }} {% endfilter %}"
-        "{{ messages[0].content[1].text }}"
-    )
-    assert ChatTemplate(source, {}).render("hi").text == "=====a!a1None28FalseTrue<B>3hi"
-
-
-def test_work_is_counted_for_each_rendering() -> None:
-    template = ChatTemplate("{% for i in range(50000) %}{% endfor %}{{ messages[0].content[1].text }}", {})
-    for _ in range(4):
-        assert template.render("hi").text == "hi"

@@ -6,8 +6,9 @@ that loads is one that can be relied on. `docs/bundle.md` describes the format f
 
 import json
 import math
+import shlex
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -16,7 +17,7 @@ from ptp.bundle.contract import disagreements
 from ptp.errors import SchemaError
 
 MANIFEST_NAME = "ptp_config.json"
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 
 # Bounds on what a stranger's manifest may ask for; far above any model this format can describe.
 MAX_FILE_BYTES = 1 << 40
@@ -25,6 +26,9 @@ MAX_ELEMENTS = 1 << 30
 
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", max_length=1000)]
 """Text that is shown to a person: no control characters, which a terminal would obey."""
+
+Text = Annotated[str, Field(max_length=1 << 16)]
+"""Text that goes into a prompt as it is."""
 
 Count = Annotated[int, Field(ge=0, le=MAX_DIMENSION)]
 Size = Annotated[int, Field(ge=1, le=MAX_DIMENSION)]
@@ -37,6 +41,7 @@ RegionRule = Literal["cls_cosine", "thumbnail_attention", "uniform"]
 ThumbnailPolicy = Literal["ratio", "keep_all", "as_region"]
 NewlinePolicy = Literal["keep", "drop"]
 PositionPolicy = Literal["original", "compact"]
+Trim = Literal["none", "both", "end"]
 Alpha = Annotated[float, Field(ge=0, le=1)] | Literal["auto"]
 """Weight of the question, 0 to 1, or `auto`: computed in the graph for each question."""
 
@@ -210,29 +215,57 @@ class Tiling(Model):
         return self
 
 
-class SingleTurn(Model):
-    """The chat template's text for one user message: image token and question stand between these three."""
+class SystemPrompt(Model):
+    """Text before a system prompt, and from there to the image instead of `ChatFormat.before_image`."""
 
-    before_image: str
-    before_question: str
-    after_question: str
+    trim: Trim
+    before_system: Text
+    before_image: Text
+
+
+class NextTurn(Model):
+    """Text between a question and its answer, and between that and the next question; `trim` is of answers."""
+
+    trim: Trim
+    before_answer: Text
+    before_question: Text
+
+
+class ChatFormat(Model):
+    """The chat template's text around the image token, the question, and what may stand beside them.
+
+    Attributes:
+        trim: white space that is removed from a question.
+        before_image: up to the image token.
+        before_question: from the image token to the question; of a conversation, to the first one.
+        after_question: after the last question.
+        system: None where the template takes no system prompt.
+        next_turn: None where the template takes one question.
+    """
+
+    trim: Trim
+    before_image: Text
+    before_question: Text
+    after_question: Text
+    system: SystemPrompt | None = None
+    next_turn: NextTurn | None = None
 
 
 class Prompting(Model):
-    """What turns a question into token ids, beside `tokenizer.json` and `chat_template.jinja`.
+    """What turns a question into token ids, beside `tokenizer.json`.
 
     Attributes:
-        special_tokens: names that the chat template may use (`bos_token`, …) and their texts.
+        add_special_tokens: whether the tokenizer adds its own, such as BOS; false where the text has it already.
         max_prompt: most text tokens of a prompt, template included, image token left out.
-        single_turn: for runtimes that do not render templates; None where the text depends on more than the question.
+        chat: the text around the question.
     """
 
-    image_token: str = Field(min_length=1)
+    image_token: str = Field(min_length=1, max_length=1000)
     image_token_id: int = Field(ge=0)
-    special_tokens: dict[str, str]
+    add_special_tokens: bool
     eos_token_ids: tuple[int, ...]
     max_prompt: Size
-    single_turn: SingleTurn | None = Field(default=None, exclude_if=lambda turn: turn is None)
+    chat: ChatFormat
 
 
 class LanguageModel(Model):
@@ -314,7 +347,7 @@ class Manifest(Model):
         vectors: file of the parity vectors that `ptp verify` runs again.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2]
     tools: dict[Line, Line]
     opset: int = Field(ge=18, le=21)
     model: ModelInfo
@@ -364,12 +397,14 @@ class Manifest(Model):
         except (ValueError, RecursionError) as error:
             raise SchemaError(f"{MANIFEST_NAME} is not JSON", got=error, do="export the bundle again") from error
         version = data.get("schema_version") if isinstance(data, dict) else None
-        if type(version) is int and version > SCHEMA_VERSION:
+        if type(version) is int and version != SCHEMA_VERSION:
+            newer = version > SCHEMA_VERSION
             raise SchemaError(
-                f"{MANIFEST_NAME} is of a newer schema",
+                f"{MANIFEST_NAME} is of {'a newer' if newer else 'an older'} schema",
                 got=f"version {version}",
-                expected=f"at most {SCHEMA_VERSION}",
-                do="install a newer ptp-export or export the bundle again",
+                expected=SCHEMA_VERSION,
+                do=("install a newer ptp-export or " if newer else "")
+                + f"export the bundle again{_export_command(data)}",
             )
         try:
             return cls.model_validate_json(text)
@@ -380,3 +415,13 @@ class Manifest(Model):
             raise SchemaError(
                 f"{MANIFEST_NAME} does not follow schema {SCHEMA_VERSION}", got=problems, do="export the bundle again"
             ) from error
+
+
+def _export_command(data: dict[str, Any]) -> str:
+    """Return the command that writes a bundle again, as far as a manifest of any schema says it."""
+    model, pruning = data.get("model"), data.get("pruning")
+    name = model.get("id") if isinstance(model, dict) else None
+    keep = pruning.get("keep") if isinstance(pruning, dict) else None
+    if not isinstance(name, str) or not isinstance(keep, float | int):
+        return ""
+    return f": {shlex.join(['ptp-export', '--model', name[:200], '--keep', f'{keep:g}'])}"
