@@ -118,7 +118,7 @@ def test_manifests_that_python_refuses(probe, manifest, tmp_path: Path, name: st
 def test_what_is_no_manifest(probe, tmp_path: Path, text: str) -> None:
     path = tmp_path / "ptp_config.json"
     path.write_text(text)
-    assert re.match("ptp_config.json (is not JSON|does not follow schema 1)", str(probe.refusal("manifest", path=path)))
+    assert re.match("ptp_config.json (is not JSON|does not follow schema 2)", str(probe.refusal("manifest", path=path)))
 
 
 def test_damaged_manifests_never_crash(probe, demo_bundle: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import shlex
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
 
 from ptp.anyres import Grid
 from ptp.bundle.contract import disagreements
@@ -262,7 +262,7 @@ class Prompting(Model):
 
     image_token: str = Field(min_length=1, max_length=1000)
     image_token_id: int = Field(ge=0)
-    add_special_tokens: bool
+    add_special_tokens: StrictBool
     eos_token_ids: tuple[int, ...]
     max_prompt: Size
     chat: ChatFormat
