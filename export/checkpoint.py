@@ -1,9 +1,8 @@
 """Find a checkpoint, read its configuration, and load its weights strictly through transformers' own classes."""
 
-import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,8 @@ from ptp.export import weights
 from ptp.export.adapters import adapter_for
 from ptp.export.adapters.base import Adapter
 from ptp.export.chat_format import adds_special_tokens, chat_format
+from ptp.export.checkpoint_files import check_small_files, checked_file, read_json
+from ptp.export.gates import witness
 from ptp.export.weights import Skeleton, Weights
 
 SHORT_NAMES = {
@@ -45,6 +46,7 @@ COPIED = (
 )
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 LARGE_FILES = ["*.safetensors", "evaluation/*"]
+Progress = Callable[[int, int], None]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -118,8 +120,8 @@ class Checkpoint:
     def copy_files(self, folder: Path) -> None:
         """Copy the configuration, tokenizer and template; what the checkpoint lacks is written by transformers."""
         for name in COPIED:
-            if (self.folder / name).is_file():
-                shutil.copyfile(self.folder / name, folder / name)
+            if (self.folder / name).exists():
+                shutil.copyfile(checked_file(self.folder, name), folder / name)
         if not (folder / "preprocessor_config.json").exists():
             self.processor.image_processor.to_json_file(folder / "preprocessor_config.json")
         (folder / "chat_template.jinja").write_text(_template(self.processor, self.id), encoding="utf-8")
@@ -143,13 +145,13 @@ def open_checkpoint(model: str, revision: str | None, *, weights: bool) -> Check
     folder, name, commit = _locate(model, revision, weights=weights)
     if revision is not None and commit is None:
         raise CheckpointError("a revision is of a Hugging Face id", got=f"--revision {revision} with {model}")
-    try:
-        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
+    if not (folder / "config.json").exists():
         raise CheckpointError(
-            f"{folder} is not a checkpoint in Hugging Face layout", got=error, expected="a readable config.json"
-        ) from error
-    adapter = adapter_for(str(model_type))
+            f"{folder} is not a checkpoint in Hugging Face layout", expected="a folder with config.json"
+        )
+    check_small_files(folder)
+    data = read_json(folder / "config.json")
+    adapter = adapter_for(data.get("model_type") if isinstance(data, dict) else None)
     with _transformers_errors(folder):
         config = AutoConfig.from_pretrained(folder)
     adapter.check(config)
@@ -191,6 +193,22 @@ def find_weights(checkpoint: Checkpoint, precision: Precision) -> Weights:
         return weights.find_weights(checkpoint.folder, model, DTYPES[precision])
 
 
+def check_weights(checkpoint: Checkpoint, values: Weights, progress: Progress | None = None) -> None:
+    """Refuse weights that are not finite, or not the ones that transformers itself would load.
+
+    Args:
+        checkpoint: where they were found.
+        values: what was found.
+        progress: called with tensors done and tensors in all.
+
+    Raises:
+        CheckpointError: all such tensors.
+    """
+    with _transformers_errors(checkpoint.folder):
+        weights.check_finite(values, progress)
+        witness.check_weights(checkpoint.folder, checkpoint.adapter.load_class(), checkpoint.config, values)
+
+
 def load_model(checkpoint: Checkpoint, values: Weights) -> Any:
     """Return transformers' model, which computes in FP32 whatever its weights are rounded to.
 
@@ -200,7 +218,7 @@ def load_model(checkpoint: Checkpoint, values: Weights) -> Any:
         CheckpointError: a file is damaged.
     """
     with _transformers_errors(checkpoint.folder):
-        model = weights.empty_model(checkpoint.adapter.load_class(), checkpoint.config)
+        model = weights.empty_model(checkpoint.adapter.load_class(), checkpoint.config, values.untied)
         if (checkpoint.folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
         weights.fill(model, values)

@@ -59,7 +59,8 @@ def export(
 ) -> None:
     """Export a vision-language model with Pyramid Token Pruning inside the graph."""
     _require_extra()
-    from ptp.export.checkpoint import open_checkpoint
+    from ptp.export.checkpoint import find_weights, open_checkpoint
+    from ptp.export.checkpoint_files import holds_weights
     from ptp.export.config import DEFAULT_OPSET, QUANTIZED_OPSET, ExportConfig, parse_grid, parse_keep
     from ptp.export.pipeline import export as run_export
     from ptp.export.plan import make_plan
@@ -92,7 +93,10 @@ def export(
     console = Console(highlight=False, soft_wrap=True)
     if dry_run:
         checkpoint = open_checkpoint(config.model, config.revision, weights=False)
-        _print_plan(console, make_plan(config, checkpoint), checkpoint)
+        plan = make_plan(config, checkpoint)
+        if holds_weights(checkpoint.folder):
+            find_weights(checkpoint, config.precision)
+        _print_plan(console, plan, checkpoint)
         return
     with _progress() as progress:
         bundle = run_export(config, progress)

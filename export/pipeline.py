@@ -13,6 +13,7 @@ from typing import Any
 
 import onnxruntime
 
+from ptp.bundle.contract import GRAPH_FOLDER
 from ptp.bundle.engine import KINDS
 from ptp.bundle.manifest import SCHEMA_VERSION, Drift, Graphs, Manifest, ModelInfo, Parity
 from ptp.bundle.reader import Bundle
@@ -23,7 +24,7 @@ from ptp.engines.build_script import write_build_script
 from ptp.engines.memory import estimate
 from ptp.engines.profiles import default_max_context, longest_prompt
 from ptp.engines.targets import TARGETS
-from ptp.export.checkpoint import Checkpoint, find_weights, load_model, make_skeleton, open_checkpoint
+from ptp.export.checkpoint import Checkpoint, check_weights, find_weights, load_model, make_skeleton, open_checkpoint
 from ptp.export.config import ExportConfig
 from ptp.export.decoder import DecoderGraph, EmbedGraph
 from ptp.export.fused_decoder import FusedDecoderGraph
@@ -82,6 +83,9 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
     weights = find_weights(checkpoint, config.precision)
     clock = Clock()
     with staged(config.out, force=config.force, resume=_identity(plan, weights)) as stage:
+        if not (stage / GRAPH_FOLDER).exists():  # an export that goes on has checked them
+            with clock("checking the weights"):
+                check_weights(checkpoint, weights, partial(say, "checking the weights"))
         skeleton = make_skeleton(checkpoint, weights)
         checkpoint.copy_files(stage)
         how = config.quantization

@@ -82,7 +82,7 @@ class QuantizedWeights(Weights):
     keep_ties = False  # a head that is tied to the token embedding is quantised, and the embedding is not
 
     def __init__(self, weights: Weights, quantization: Quantization) -> None:
-        super().__init__(weights.places, weights.dtype)
+        super().__init__(weights.places, weights.dtype, weights.untied)
         self.quantization = quantization
 
     def __getitem__(self, name: str) -> torch.Tensor:

@@ -1,9 +1,8 @@
 """A checkpoint's weights, read from its files one tensor at a time: only those in use are in memory."""
 
 import copy
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from ptp.errors import CheckpointError
-
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+from ptp.export.checkpoint_files import weight_files
 
 IN_MEMORY = 1 << 30
 """Bytes of FP32 weights up to which a model is loaded whole; those of a larger one are read whenever they are used."""
@@ -42,14 +40,16 @@ class Weights(Mapping[str, Tensor]):
     Args:
         places: where they are.
         dtype: what they are rounded to.
+        untied: tensors that the configuration ties to another and that have values of their own in the files.
     """
 
     keep_ties = True
     """Whether tensors that a model ties have one value."""
 
-    def __init__(self, places: Mapping[str, Place], dtype: torch.dtype) -> None:
+    def __init__(self, places: Mapping[str, Place], dtype: torch.dtype, untied: frozenset[str] = frozenset()) -> None:
         self.places = places
         self.dtype = dtype
+        self.untied = untied
 
     def __getitem__(self, name: str) -> Tensor:
         place = self.places[name]
@@ -80,7 +80,9 @@ class Weights(Mapping[str, Tensor]):
 
 
 def find_weights(folder: Path, model: Any, dtype: torch.dtype) -> Weights:
-    """Find every tensor of a model in a checkpoint's files; nothing but their headers is read.
+    """Find every tensor of a model in a checkpoint's files.
+
+    Nothing but the files' headers is read, and tensors that the configuration ties and the files hold twice.
 
     Args:
         folder: the checkpoint.
@@ -96,25 +98,50 @@ def find_weights(folder: Path, model: Any, dtype: torch.dtype) -> Weights:
     renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
     converters = [one for one in transforms if isinstance(one, WeightConverter)]
     found: dict[str, Place] = {}
-    for place in _places(folder):
+    for place in _places(weight_files(folder, getattr(model.config, "transformers_weights", None))):
         name, converter = rename_source_key(place.key, renamings, converters, model.base_model_prefix, wanted)
         if converter is not None:
             raise CheckpointError(
                 f"{folder} holds weights in a form that is not read", got=place.key, do="save it with transformers 5"
             )
         found[place.key if name not in wanted and place.key in wanted else name] = place
-    tied = {name for name in model.all_tied_weights_keys if name not in found}
+    ties, untied = _ties(model.all_tied_weights_keys, found)
     extra = sorted(name for name in found.keys() - wanted.keys() if not _is_old_buffer(name))
     wrong = {
-        "missing": sorted(wanted.keys() - found.keys() - tied),
+        "missing": sorted(wanted.keys() - found.keys() - ties.keys()),
         "extra": extra,
         "of another shape": sorted(name for name in wanted.keys() & found.keys() if found[name].shape != wanted[name]),
     }
     problems = [f"{len(keys)} {kind}: {', '.join(keys)}" for kind, keys in wrong.items() if keys]
     if problems:
         raise CheckpointError(f"the tensors of {folder} are not those of its model", got=", ".join(problems))
-    places = {name: found[model.all_tied_weights_keys[name] if name in tied else name] for name in wanted}
-    return Weights(places, dtype)
+    return Weights({name: found[ties.get(name, name)] for name in wanted}, dtype, untied)
+
+
+def _ties(mapping: Mapping[str, str], found: Mapping[str, Place]) -> tuple[dict[str, str], frozenset[str]]:
+    """Return which tensors are another one of the files, and which are not although the configuration says so.
+
+    As `tie_weights` of transformers: of two tied tensors, the one that the files hold is both; if they hold both and
+    these differ, they are not tied.
+
+    Args:
+        mapping: tied tensors, and what each is tied to.
+        found: what the files hold.
+    """
+    ties: dict[str, str] = {}
+    untied = set()
+    for name, source in mapping.items():
+        if name in found and source in found:
+            mine, its = (Weights(found, torch.float32)[x] for x in (name, source))
+            if not torch.equal(mine, its):
+                untied.add(name)
+        elif name in found:
+            ties[source] = name
+        elif source in found:
+            ties[name] = source
+    # of more than two, one that is found stands for those whose source is not
+    ties |= {name: ties[source] for name, source in mapping.items() if name not in found and source in ties}
+    return ties, frozenset(untied)
 
 
 def _is_old_buffer(name: str) -> bool:
@@ -122,29 +149,64 @@ def _is_old_buffer(name: str) -> bool:
     return name.endswith(("rotary_emb.inv_freq", ".position_ids"))
 
 
-def _places(folder: Path) -> Iterator[Place]:
-    files = [folder / SINGLE]
-    if (folder / INDEX).is_file():
-        listed = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-        files = [folder / Path(name).name for name in sorted(set(listed))]
+def _places(files: list[Path]) -> Iterator[Place]:
     for file in files:
-        if not file.is_file():
-            raise CheckpointError(f"{folder} has no {file.name}", do="download the checkpoint again, as safetensors")
         with safe_open(file, "pt") as opened:
             for key in opened.keys():  # no mapping
                 yield Place(file=file, key=key, shape=tuple(opened.get_slice(key).get_shape()))
 
 
-def empty_model(model_class: Any, config: Any) -> Any:
+def check_finite(weights: Weights, progress: Callable[[int, int], None] | None = None) -> None:
+    """Refuse weights that are no numbers, or none once they are rounded; each is read once.
+
+    Args:
+        weights: what an export writes.
+        progress: called with tensors done and tensors in all.
+
+    Raises:
+        CheckpointError: all such tensors, and what to do about them.
+    """
+    raw: list[str] = []
+    beyond: list[str] = []
+    for done, name in enumerate(weights):
+        if progress:
+            progress(done, len(weights))
+        if torch.isfinite(weights[name]).all():
+            continue
+        finite = torch.isfinite(Weights(weights.places, torch.float32)[name]).all()
+        (beyond if finite else raw).append(name)
+    if raw:
+        raise CheckpointError(
+            f"{len(raw)} tensors hold numbers that are not finite", got=_shown(raw), do="download the checkpoint again"
+        )
+    if beyond:
+        raise CheckpointError(
+            f"{len(beyond)} tensors hold numbers that {str(weights.dtype).removeprefix('torch.')} cannot",
+            got=_shown(beyond),
+            do="export with --dtype fp32",
+        )
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def empty_model(model_class: Any, config: Any, untied: Collection[str] = ()) -> Any:
     """Return a model whose parameters take no memory; what it computes for itself, such as rotary tables, is there.
 
     Args:
         model_class: transformers' class.
         config: its configuration.
+        untied: parameters that are not tied, whatever the configuration says.
     """
     with init_empty_weights(include_buffers=False):
         model = model_class._from_config(copy.deepcopy(config), dtype=torch.float32)
-    model.tie_weights()
+    for name in untied:
+        del model.all_tied_weights_keys[name]
+        parent, _, own = name.rpartition(".")
+        module = model.get_submodule(parent)
+        setattr(module, own, nn.Parameter(torch.empty_like(getattr(module, own)), requires_grad=False))
+    model.tie_weights(recompute_mapping=False)
     return model.eval()
 
 
@@ -158,7 +220,7 @@ def fill(model: Any, weights: Weights) -> None:
     if not weights.stay_on_disk:
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
         if weights.keep_ties:
-            model.tie_weights()
+            model.tie_weights(recompute_mapping=False)
         return
     cpu_offload(model, torch.device("cpu"), state_dict=weights)
     # parameters beside other modules, such as the newline: small, and read outside of their own module's call
@@ -198,7 +260,7 @@ class Skeleton:
 
 def make_skeleton(model_class: Any, config: Any, weights: Weights) -> Skeleton:
     """Return a model for tracing; the arguments are those of `empty_model` and the result of `find_weights`."""
-    model = empty_model(model_class, config)
+    model = empty_model(model_class, config, weights.untied)
     made: dict[int, nn.Parameter] = {}
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in model.modules():

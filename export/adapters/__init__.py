@@ -9,12 +9,14 @@ ADAPTERS: dict[str, type[Adapter]] = {
 }
 
 
-def adapter_for(model_type: str) -> type[Adapter]:
+def adapter_for(model_type: object) -> type[Adapter]:
     """Return the adapter of a model type.
 
     Raises:
         CheckpointError: there is none; the message lists the known ones.
     """
-    if model_type not in ADAPTERS:
-        raise CheckpointError(f"model type {model_type!r} is not supported", expected=" or ".join(sorted(ADAPTERS)))
+    if not isinstance(model_type, str) or model_type not in ADAPTERS:
+        raise CheckpointError(
+            f"model type {str(model_type)[:80]!r} is not supported", expected=" or ".join(sorted(ADAPTERS))
+        )
     return ADAPTERS[model_type]

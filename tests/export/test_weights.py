@@ -43,7 +43,7 @@ def split(folder):
         part = {key: tensors[key] for key in sorted(tensors)[number::3]}
         save_file(part, folder / name, metadata={"format": "pt"})
         index |= dict.fromkeys(part, name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
     (folder / "model.safetensors").unlink()
 
 
