@@ -22,6 +22,8 @@ from ptp.export.adapters import adapter_for
 from ptp.export.adapters.base import Adapter
 from ptp.export.chat_format import adds_special_tokens, chat_format
 from ptp.export.checkpoint_files import check_small_files, checked_file, read_json
+from ptp.export.config_values import check_values
+from ptp.export.failures import cause
 from ptp.export.gates import witness
 from ptp.export.weights import Skeleton, Weights
 
@@ -97,20 +99,13 @@ class Checkpoint:
             generation_config: that of the loaded model.
             max_prompt: most text tokens of a prompt.
 
-        Raises:
-            CheckpointError: model and tokenizer disagree on the image token.
         """
         token, tokenizer = self.processor.image_token, self.processor.tokenizer
-        found, expected = tokenizer.convert_tokens_to_ids(token), self.config.image_token_id
-        if found != expected:
-            raise CheckpointError(
-                f"the tokenizer's id of {token!r} is not the model's image_token_index", got=found, expected=expected
-            )
         eos = generation_config.eos_token_id
         eos = tokenizer.eos_token_id if eos is None else eos
         return Prompting(
             image_token=token,
-            image_token_id=expected,
+            image_token_id=self.config.image_token_id,
             add_special_tokens=adds_special_tokens(self.chat, token, tokenizer.bos_token),
             eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
             max_prompt=max_prompt,
@@ -154,18 +149,38 @@ def open_checkpoint(model: str, revision: str | None, *, weights: bool) -> Check
     adapter = adapter_for(data.get("model_type") if isinstance(data, dict) else None)
     with _transformers_errors(folder):
         config = AutoConfig.from_pretrained(folder)
-    adapter.check(config)
-    with _transformers_errors(folder):
+        check_values(config)
+        adapter.check(config)
         processor = adapter.load_processor(folder, AutoTokenizer.from_pretrained(folder))
+        adapter.tiling(config, processor.image_processor)
+        _check_tokenizer(processor, config)
+        chat = chat_format(processor, _template(processor, name), name)
     return Checkpoint(
-        id=name,
-        revision=commit,
-        folder=folder,
-        adapter=adapter,
-        config=config,
-        processor=processor,
-        chat=chat_format(processor, _template(processor, name), name),
+        id=name, revision=commit, folder=folder, adapter=adapter, config=config, processor=processor, chat=chat
     )
+
+
+def _check_tokenizer(processor: Any, config: Any) -> None:
+    """Refuse a tokenizer that does not fit the model.
+
+    Raises:
+        CheckpointError: they disagree on the image token, or a token has no embedding.
+    """
+    token, tokenizer, rows = processor.image_token, processor.tokenizer, config.text_config.vocab_size
+    found, expected = tokenizer.convert_tokens_to_ids(token), config.image_token_id
+    if found != expected:
+        raise CheckpointError(
+            f"the tokenizer's id of {token!r} is not the model's image_token_index", got=found, expected=expected
+        )
+    beyond = sorted((number, name) for name, number in tokenizer.get_vocab().items() if number >= rows)
+    if beyond:
+        number, name = beyond[0]
+        raise CheckpointError(
+            f"{len(beyond)} of the tokenizer's tokens have no embedding",
+            got=f"{name!r} with id {number}",
+            expected=f"ids below vocab_size {rows}",
+            do="resize the model's embedding (resize_token_embeddings) or remove the tokens",
+        )
 
 
 def _template(processor: Any, name: str) -> str:
@@ -233,7 +248,7 @@ def make_skeleton(checkpoint: Checkpoint, values: Weights) -> Skeleton:
 def _locate(model: str, revision: str | None, *, weights: bool) -> tuple[Path, str, str | None]:
     if model == "demo":
         return DEMO, "demo", None
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))
     if folder.is_dir():
         return folder, folder.resolve().name, None
     name = SHORT_NAMES.get(model, model)
@@ -265,8 +280,7 @@ def _transformers_errors(folder: Path) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:  # OSError, ValueError, KeyError, SafetensorError, … by version and by damage
-        line = " ".join(str(error).split())
-        raise CheckpointError(f"cannot load {folder}", got=f"{type(error).__name__}: {line[:300]}") from error
+        raise CheckpointError(f"cannot load {folder}", got=cause(error)) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
         if bars:

@@ -27,6 +27,7 @@ from ptp.engines.targets import TARGETS
 from ptp.export.checkpoint import Checkpoint, check_weights, find_weights, load_model, make_skeleton, open_checkpoint
 from ptp.export.config import ExportConfig
 from ptp.export.decoder import DecoderGraph, EmbedGraph
+from ptp.export.failures import one_line
 from ptp.export.fused_decoder import FusedDecoderGraph
 from ptp.export.gates.decoders import check_fused_decoder
 from ptp.export.gates.drift import measure_drift
@@ -72,9 +73,21 @@ def export(config: ExportConfig, progress: Progress | None = None) -> Bundle:
     Raises:
         ConfigError: an option does not fit the checkpoint, or the destination may not be written.
         CheckpointError: the checkpoint cannot be loaded as it is, or its evaluation cannot be read.
-        ExportError: a gate refused the graph; nothing is written.
+        ExportError: a gate refused the graph, or a library failed; nothing is written.
     """
-    say = progress or (lambda what, done, total: None)
+    step = "starting"
+
+    def say(what: str, done: int | None, total: int | None) -> None:
+        nonlocal step
+        step = what
+        if progress:
+            progress(what, done, total)
+
+    with one_line(lambda: step):
+        return _export(config, say)
+
+
+def _export(config: ExportConfig, say: Progress) -> Bundle:
     check_destination(config.out, force=config.force)
     say("reading the checkpoint", None, None)
     checkpoint = open_checkpoint(config.model, config.revision, weights=True)

@@ -107,7 +107,15 @@ class VisualEncoder:
         return self.manifest.pruning.instruction != "none"
 
     def embed(self, ids: Sequence[int]) -> Array:
-        """Return the embeddings (S, H) of token ids."""
+        """Return the embeddings (S, H) of token ids.
+
+        Raises:
+            PromptError: there is none of an id; what a backend returns of such a row is not defined.
+            BackendError: the embedding graph failed.
+        """
+        rows = self.manifest.language_model.vocab_size
+        if wrong := next((x for x in ids if not 0 <= x < rows), None):
+            raise PromptError("a token of the prompt has no embedding", got=f"id {wrong}", expected=f"below {rows}")
         feeds = {"input_ids": np.array([ids], np.int64)}  # (1, S)
         embeds: Array = self.embedding.run(feeds)["inputs_embeds"].numpy()[0]
         return embeds

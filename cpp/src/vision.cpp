@@ -74,6 +74,13 @@ const Prompter& VisualEncoder::prompter() const {
 }
 
 ValuePtr VisualEncoder::embed(const std::vector<int64_t>& ids) const {
+    const int64_t rows = manifest_.language_model.vocab_size;
+    for (const int64_t id : ids) {  // what a backend returns of a row that is not there is not defined
+        if (id >= 0 && id < rows) continue;
+        throw Error(PTP_ERROR_PROMPT, "a token of the prompt has no embedding")
+            .got("id " + std::to_string(id))
+            .expected("below " + std::to_string(rows));
+    }
     const Tensor input = tensor_of(manifest_.embed_tokens.inputs[0].dtype, {1, static_cast<int64_t>(ids.size())}, ids);
     ValuePtr embeds = embed_->run({&input})[embed_->output_index("inputs_embeds")];
     const Shape expected = {1, static_cast<int64_t>(ids.size()), manifest_.language_model.hidden_size};

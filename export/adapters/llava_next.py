@@ -1,5 +1,6 @@
 """LLaVA-NeXT: CLIP tiles, a two-layer projector, anyres packing, a Llama, Mistral or Qwen2 language model."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ LANGUAGE_MODELS = ("llama", "mistral", "qwen2")
 VISION_TOWERS = ("clip_vision_model",)
 RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Pillow's filters, by their numbers in `preprocessor_config.json`."""
+
+MAX_GRIDS, MAX_GRID_SIDE = 1024, 1024
+"""What a manifest can describe."""
 
 
 class ClipTileEncoder(TileEncoder):
@@ -103,33 +107,33 @@ class LlavaNext:
                 got=config.vision_feature_select_strategy,
                 expected="default",
             )
-        size, patch = config.vision_config.image_size, config.vision_config.patch_size
-        if size % patch:
-            raise CheckpointError(f"image_size {size} is not a multiple of patch_size {patch}")
-        odd = [pair for pair in config.image_grid_pinpoints if pair[0] % size or pair[1] % size]
-        if odd or not config.image_grid_pinpoints:
+        size, pinpoints = config.vision_config.image_size, config.image_grid_pinpoints
+        if not isinstance(pinpoints, list | tuple) or not 1 <= len(pinpoints) <= MAX_GRIDS:
+            raise CheckpointError(
+                "image_grid_pinpoints is no list of sizes", got=str(pinpoints)[:80], expected=f"1 to {MAX_GRIDS} sizes"
+            )
+        if odd := [pair for pair in pinpoints if not _is_grid(pair, size)]:
             raise CheckpointError(
                 "image_grid_pinpoints must be multiples of image_size",
-                got=odd or "none",
-                expected=f"multiples of {size}",
+                got=str(odd)[:80],
+                expected=f"pairs of multiples of {size}, at most {MAX_GRID_SIDE} times",
             )
 
     @staticmethod
     def tiling(config: Any, image_processor: Any) -> Tiling:
         """See `Adapter.tiling`."""
         size = config.vision_config.image_size
-        edge = image_processor.size.get("shortest_edge") or image_processor.size.get("height")
-        crop = image_processor.crop_size["height"]
-        pinpoints = [list(pair) for pair in image_processor.image_grid_pinpoints]
-        if (edge, crop) != (size, size) or pinpoints != [list(pair) for pair in config.image_grid_pinpoints]:
+        sides = _sides(image_processor.size), _sides(image_processor.crop_size)
+        pinpoints = [list(pair) for pair in image_processor.image_grid_pinpoints or ()]
+        if sides != (size, size) or pinpoints != [list(pair) for pair in config.image_grid_pinpoints]:
             raise CheckpointError(
                 "the image processor does not match the model",
-                got=f"size {edge}, crop {crop}, pinpoints {pinpoints}",
+                got=f"size {sides[0]}, crop {sides[1]}, pinpoints {str(pinpoints)[:120]}",
                 expected=f"size {size}, crop {size}, pinpoints {config.image_grid_pinpoints}",
                 do="correct preprocessor_config.json",
             )
         switches = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
-        off = [name for name in switches if not getattr(image_processor, name)]
+        off = [name for name in switches if getattr(image_processor, name) is not True]
         if off:
             raise CheckpointError(
                 "the image processor leaves steps out", got=f"{', '.join(off)} off", expected="all on"
@@ -140,10 +144,10 @@ class LlavaNext:
             tokens_per_side=size // config.vision_config.patch_size,
             max_tiles=1 + max(rows * columns for rows, columns in grids),
             grids=grids,
-            resample=RESAMPLING[image_processor.resample],
-            rescale_factor=image_processor.rescale_factor,
-            mean=tuple(image_processor.image_mean),
-            std=tuple(image_processor.image_std),
+            resample=_resample(image_processor.resample),
+            rescale_factor=_positive(image_processor.rescale_factor, "rescale_factor"),
+            mean=_channels(image_processor.image_mean, "image_mean"),
+            std=tuple(_positive(x, "image_std") for x in _channels(image_processor.image_std, "image_std")),
         )
 
     @staticmethod
@@ -161,3 +165,51 @@ class LlavaNext:
     def build_early_blocks(model: Any) -> EarlyBlocks:
         """See `Adapter.build_early_blocks`."""
         return EarlyBlocks(model.model.language_model)
+
+
+def _is_grid(pair: Any, size: int) -> bool:
+    """Return whether it is the height and width of a grid of tiles."""
+    return (
+        isinstance(pair, list | tuple)
+        and len(pair) == 2
+        and all(type(x) is int and 1 <= x // size <= MAX_GRID_SIDE and x % size == 0 for x in pair)
+    )
+
+
+def _sides(size: Any) -> Any:
+    """Return the one side that an image processor's size has in whatever form; None where it has none, or two."""
+    sides = {getattr(size, name, None) for name in ("shortest_edge", "height", "width")} - {None}
+    return sides.pop() if len(sides) == 1 else None
+
+
+def _resample(number: Any) -> Any:
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(RESAMPLING):
+        raise _unusable("resample", number, f"0 to {len(RESAMPLING) - 1}, a filter of Pillow")
+    return RESAMPLING[number]
+
+
+def _channels(value: Any, name: str) -> tuple[float, float, float]:
+    """Return three numbers; one number is that of each channel, as transformers takes it."""
+    values = list(value) if isinstance(value, list | tuple) else [value] * 3
+    if len(values) != 3 or not all(_is_number(x) for x in values):
+        raise _unusable(name, value, "a number, or one for each of 3 channels")
+    return values[0], values[1], values[2]
+
+
+def _positive(value: Any, name: str) -> float:
+    if not _is_number(value) or value <= 0:
+        raise _unusable(name, value, "a number above 0")
+    return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _unusable(name: str, value: Any, expected: str) -> CheckpointError:
+    return CheckpointError(
+        f"the image processor's {name} cannot be used",
+        got=str(value)[:80],
+        expected=expected,
+        do="correct preprocessor_config.json",
+    )

@@ -83,7 +83,9 @@ def _record(plan: Plan, checkpoint: Checkpoint, model: Any, size: Size, ids: lis
         if scores.decide_clearly():
             break
     kept = scores.keep()
-    features, text = (x.astype(_dtype(plan)) for x in (oracle.features[kept.positions], question.embeds))
+    with np.errstate(over="ignore"):  # what float16 cannot hold is infinite, and refused
+        features, text = (x.astype(_dtype(plan)) for x in (oracle.features[kept.positions], question.embeds))
+    _require_finite(torch.from_numpy(features), "visual features")
     start, rest = question.prefix_length, len(ids) - question.prefix_length
     embeds = np.concatenate([text[:start], features, text[start:]]).astype(np.float32)
     positions = spliced_positions(start, kept.positions, kept.packed_length, rest, plan.config.positions)
@@ -239,6 +241,7 @@ def _answer(model: Any, embeds: Array, positions: list[int]) -> tuple[Array, lis
                 use_cache=True,
             ).last_hidden_state
             logits = model.lm_head(hidden[:, -1:])[0, 0].float()
+            _require_finite(logits, "logits")
             first = logits.numpy() if first is None else first
             best = logits.topk(2)
             tokens.append(int(best.indices[0]))
@@ -247,3 +250,11 @@ def _answer(model: Any, embeds: Array, positions: list[int]) -> tuple[Array, lis
             places = places[:, -1:] + 1
     assert first is not None
     return first, tokens, leads
+
+
+def _require_finite(values: torch.Tensor, name: str) -> None:
+    if not torch.isfinite(values).all():
+        raise CheckpointError(
+            f"the model's {name} of a test image are not finite",
+            do="export with --dtype fp32, or report the model to its authors",
+        )

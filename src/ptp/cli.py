@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=None if arguments is None else list(arguments), prog_name="ptp")
     except PtpError as error:
-        _fail(str(error))
+        _fail(_noted(str(error), error))
     except KeyboardInterrupt as error:
         _fail(_noted("interrupted", error), status=130)
     except BrokenPipeError:  # an OSError, so before it

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ptp.bundle.writer import file_entry
 from ptp.demo import CHECKPOINT
-from ptp.errors import PtpError
+from ptp.errors import PromptError, PtpError
 from ptp.export.config import ExportConfig
 from ptp.export.pipeline import export
 from ptp.runtime.pipeline import Pipeline
@@ -133,6 +134,22 @@ def test_what_is_refused_gets_python_s_sentence(probe, pipeline: Pipeline, demo_
     with pytest.raises(PtpError) as error:
         pipeline.generate(item["image"], item["question"], **options)
     assert answer["error"] == str(error.value)
+
+
+def test_a_token_without_embedding_is_refused_like_in_python(probe, copied_bundle: Path) -> None:
+    path, manifest = copied_bundle / "tokenizer.json", copied_bundle / "ptp_config.json"
+    tokenizer, data = json.loads(path.read_text()), json.loads(manifest.read_text())
+    beyond = data["language_model"]["vocab_size"]
+    tokenizer["added_tokens"].append(tokenizer["added_tokens"][-1] | {"id": beyond, "content": "<loc>"})
+    path.write_text(json.dumps(tokenizer))
+    data["files"][path.name] = file_entry(path).model_dump()
+    manifest.write_text(json.dumps(data))
+    question = "Where is <loc>?"
+    (answer,) = probe("ask", bundle=copied_bundle, questions=[{"image": SCENES[0], "question": question}])
+    with pytest.raises(PromptError) as error:
+        Pipeline.load(copied_bundle).generate(SCENES[0], question)
+    assert answer["error"] == str(error.value)
+    assert answer["error"] == f"a token of the prompt has no embedding; got id {beyond}; expected below {beyond}"
 
 
 def test_misuse_of_the_interface(probe, demo_bundle: Path) -> None:

@@ -1,0 +1,36 @@
+"""What a library raises in the middle of an export, as one line that says in which step."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ptp.errors import ExportError, PtpError
+
+MAX_CAUSE = 300
+
+
+@contextmanager
+def one_line(step: Callable[[], str]) -> Iterator[None]:
+    """Turn an exception of a library into an error of this package; the library's own is its cause.
+
+    Args:
+        step: returns what is being done.
+
+    Raises:
+        ExportError: the step, and the first line of what was raised.
+    """
+    try:
+        yield
+    except (PtpError, OSError):  # of a full disk and the like, with the file's name
+        raise
+    except Exception as error:
+        failure = ExportError(f"{step()} failed", got=cause(error))
+        for note in getattr(error, "__notes__", ()):  # such as how to go on
+            failure.add_note(note)
+        raise failure from error
+
+
+def cause(error: BaseException) -> str:
+    """Return an exception's type and first line, with the one after it where that says what it is about."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return f"{type(error).__name__}: {text[:MAX_CAUSE]}" if text else type(error).__name__
