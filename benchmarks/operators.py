@@ -25,7 +25,7 @@ from ptp.benchmarks.speed.ptp_side import PRUNER_GRAPHS, PrunerGraphs
 from ptp.bundle import Bundle, open_bundle
 from ptp.bundle.manifest import Graphs, GraphSpec
 from ptp.errors import PtpError
-from ptp.runtime.backends.onnxruntime import LOG_ERRORS, PROVIDER_OPTIONS, available_provider, loader
+from ptp.runtime.backends.onnxruntime import LOG_FATAL, PROVIDER_OPTIONS, available_provider, loader
 from ptp.tolerances import ask_exact
 
 LOOPS = {"Scan", "Loop", "If"}
@@ -77,7 +77,7 @@ def profile(path: Path, feeds: dict[str, Any], options: Any) -> tuple[dict[str, 
         options: `device`, `threads` and `repeats`.
     """
     settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = LOG_ERRORS
+    settings.log_severity_level = LOG_FATAL
     ask_exact(settings)
     settings.intra_op_num_threads = options.threads or 0
     settings.enable_profiling = True

@@ -39,6 +39,7 @@ from ptp.export.plan import Plan, make_plan
 from ptp.export.specs import GraphIO, decoder_io
 from ptp.export.to_onnx import save, trace
 from ptp.export.vision import build_vision_graph
+from ptp.runtime.backends.registry import usable_cpus
 
 MODEL = Geometry(
     tile=112,
@@ -141,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/figures"))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=machine.usable_cores())
+    parser.add_argument("--threads", type=int, default=usable_cpus())
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         graphs = Graphs(Path(folder), options.threads)

@@ -77,7 +77,7 @@ def run_builder(backend: EngineBackend, graph: Path, **request: Any) -> Answer:
     # full TensorRT times its tactics, so that no two builds are the same, and more threads are quicker
     arguments = [REPEATABLE] if backend == "tensorrt-rtx" else []
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "ptp.engines.worker", *arguments],
+        [sys.executable, "-P", "-m", "ptp.engines.worker", str(os.getpid()), *arguments],
         input=json.dumps(asdict(wanted)),
         cwd=graph.parent,
         env=os.environ | {"PYTHONHASHSEED": "0"},

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ptp.child import end_with
 from ptp.peak_memory import peak_bytes
 
 Tensor = tuple[str, str, list[int | str]]
@@ -271,7 +272,8 @@ def _start_again_repeatably() -> None:
 
 
 def main() -> None:
-    """Serve one request."""
+    """Serve one request of the process whose number is the first argument."""
+    end_with(int(sys.argv[1]))
     if REPEATABLE in sys.argv:
         _start_again_repeatably()
     try:

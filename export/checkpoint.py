@@ -16,14 +16,13 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from ptp.bundle.manifest import ChatFormat, LanguageModel, Precision, Prompting, Tiling
 from ptp.demo import CHECKPOINT as DEMO
-from ptp.errors import CheckpointError
+from ptp.errors import CheckpointError, cause
 from ptp.export import weights
 from ptp.export.adapters import adapter_for
 from ptp.export.adapters.base import Adapter
 from ptp.export.chat_format import adds_special_tokens, chat_format
 from ptp.export.checkpoint_files import check_small_files, checked_file, read_json
 from ptp.export.config_values import check_values
-from ptp.export.failures import cause
 from ptp.export.gates import witness
 from ptp.export.weights import Skeleton, Weights
 

@@ -3,9 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ptp.errors import ExportError, PtpError
-
-MAX_CAUSE = 300
+from ptp.errors import ExportError, PtpError, cause
 
 
 @contextmanager
@@ -27,10 +25,3 @@ def one_line(step: Callable[[], str]) -> Iterator[None]:
         for note in getattr(error, "__notes__", ()):  # such as how to go on
             failure.add_note(note)
         raise failure from error
-
-
-def cause(error: BaseException) -> str:
-    """Return an exception's type and first line, with the one after it where that says what it is about."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
-    return f"{type(error).__name__}: {text[:MAX_CAUSE]}" if text else type(error).__name__

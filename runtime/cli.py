@@ -17,7 +17,9 @@ from ptp.alpha import alpha_input, parse_alpha
 from ptp.budgets import num_kept_at
 from ptp.bundle import open_bundle, read_manifest
 from ptp.bundle.hashes import Progress
+from ptp.bundle.writer import replacing
 from ptp.chat import Chat
+from ptp.console import OBEYED, to_json
 from ptp.errors import ConfigError, PromptError
 from ptp.runtime.backends.registry import BACKENDS, DEFAULT, graph_loader
 
@@ -26,9 +28,6 @@ if TYPE_CHECKING:
 
     from ptp.bundle import Manifest
     from ptp.runtime.vision import VisualTokens
-
-CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
-"""What a terminal would obey (C0 and C1), for `str.translate`; joiners and wide spaces are text and stay."""
 
 SHOW_AFTER = 2.0
 """Seconds after which verifying a bundle shows a progress bar."""
@@ -106,13 +105,15 @@ def run(
         if as_json:
             result = {"image": str(path), "prompt": question} | asdict(generation.answer())
             result["visual_tokens"] = visual_json(generation.visual, pipeline.manifest)
-            typer.echo(json.dumps(result, ensure_ascii=False))
+            typer.echo(to_json(result))
             continue
         if len(pairs) > 1:
-            print(f"{path}: {question}".translate(CONTROLS))
-        for piece in generation:
-            print(piece.translate(CONTROLS), end="", flush=True)
-        print()
+            print(f"{path}: {question}".translate(OBEYED))
+        try:
+            for piece in generation:
+                print(piece.translate(OBEYED), end="", flush=True)
+        finally:  # an interruption, too
+            print(flush=True)
 
 
 def pair_up(images: list[Path], prompts: list[str]) -> list[tuple[Path, str]]:
@@ -188,7 +189,7 @@ def inspect(
         result = json.loads(manifest.to_json())
         if visual:
             result["visual_tokens"] = visual_json(visual, manifest) | {"picture": str(out)}
-        typer.echo(json.dumps(result, ensure_ascii=False))
+        typer.echo(to_json(result))
         return
     console = Console(highlight=False)
     for part in bundle_tables(opened):
@@ -215,7 +216,8 @@ def _write_picture(path: Path, image: "Image", visual: "VisualTokens", manifest:
 
     picture = draw_kept(image, visual, manifest)
     try:
-        picture.save(path, format="PNG")
+        with replacing(path) as unfinished:
+            picture.save(unfinished, format="PNG")
     except OSError as error:
         raise ConfigError(f"{path} cannot be written", got=error) from error
 

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from ptp.bundle.manifest import MAX_DIMENSION
 from ptp.errors import BackendError, ConfigError
 
 
@@ -33,8 +34,10 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ConfigError("max_new_tokens is out of range", got=self.max_new_tokens, expected="at least 1")
+        if not 1 <= self.max_new_tokens <= MAX_DIMENSION:
+            raise ConfigError(
+                "max_new_tokens is out of range", got=self.max_new_tokens, expected=f"1 to {MAX_DIMENSION}"
+            )
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ConfigError("temperature is out of range", got=self.temperature, expected="0 or more")
         if not 0 < self.top_p <= 1:

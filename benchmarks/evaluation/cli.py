@@ -15,6 +15,8 @@ from rich.text import Text
 from ptp.benchmarks.evaluation.metrics import MetricName
 from ptp.budgets import parse_fraction
 from ptp.bundle.manifest import WeightType
+from ptp.bundle.writer import replacing
+from ptp.console import going_on, to_json
 from ptp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ def evaluate(
     name = Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model
     folder = out or Path(f"eval-{Path(name).name}-{questions.name.replace('/', '-')}")
     with (
+        going_on(folder),
         _progress() as (answered, step),
         Answerers(model, bundles or folder / "bundles", quantize=quantize, progress=step) as answerers,
     ):
@@ -85,11 +88,12 @@ def evaluate(
             results = sum_up(
                 questions, runs, answerers, records, model=name, weights=answerers.weights, tools=answerers.tools
             )
-    (folder / "results.json").write_text(results.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(to_markdown(results), encoding="utf-8")
+    for name, text in (("results.json", results.model_dump_json(indent=1) + "\n"), ("table.md", to_markdown(results))):
+        with replacing(folder / name) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
     pictures = draw(results, folder)
     if as_json:
-        typer.echo(results.model_dump_json())
+        typer.echo(to_json(results.model_dump(mode="json")))
         return
     console = Console(highlight=False)
     console.print(_table(results))

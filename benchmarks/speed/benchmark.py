@@ -10,6 +10,7 @@ from pathlib import Path
 from ptp.benchmarks.speed.bars import bars
 from ptp.benchmarks.speed.results import Benchmark, summed_up
 from ptp.benchmarks.speed.turn import Job, Turn, take_turn
+from ptp.bundle.writer import replacing
 from ptp.errors import ConfigError
 
 Progress = Callable[[str, int, int], None]
@@ -156,6 +157,5 @@ def sum_up(
 
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")

@@ -14,8 +14,10 @@ from rich.console import Console
 from ptp.benchmarks.speed.turn import Device
 from ptp.budgets import parse_fraction
 from ptp.bundle.manifest import Instruction, Precision
+from ptp.console import going_on, to_json
 from ptp.demo import CHECKPOINT
 from ptp.errors import ConfigError
+from ptp.runtime.backends.registry import usable_cpus
 
 if TYPE_CHECKING:
     from ptp.benchmarks.speed.benchmark import Progress
@@ -77,7 +79,7 @@ def bench(
     question = plan.Question(
         image=image,
         prompt=prompt,
-        threads=threads or machine.usable_cores(),
+        threads=threads or usable_cpus(),
         warmup=warmup,
         max_new_tokens=max_new_tokens,
         device=device,
@@ -86,7 +88,7 @@ def bench(
     named, missing = plan.backends(backend, question.device)
     genai, missing_genai = plan.genai_entry(openvino_genai, question)
     models: dict[str, str] = {}
-    with _progress() as (measured, step):
+    with going_on(out), _progress() as (measured, step):
         entries = genai
         if checkpoint is not None:
             opened = _open(checkpoint)
@@ -131,7 +133,8 @@ def bench(
         paths += draw(results, out)
     else:
         typer.echo('no plot: matplotlib is not installed; pip install "ptp-export[eval]"', err=True)
-    typer.echo(text if as_json else "\n".join([to_markdown(results), *map(str, paths)]), nl=not as_json)
+    shown = to_json(results.model_dump(mode="json")) if as_json else "\n".join([to_markdown(results), *map(str, paths)])
+    typer.echo(shown)
 
 
 def _open(checkpoint: str) -> "Checkpoint":

@@ -1,12 +1,12 @@
 """The machine that a figure is of."""
 
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ptp.benchmarks.speed.turn import Device
 from ptp.cuda import find_device
+from ptp.runtime.backends.registry import usable_cpus
 
 LIBRARIES = (
     "ptp-export",
@@ -24,7 +24,7 @@ LIBRARIES = (
 def describe(device: Device = "cpu") -> dict[str, str]:
     """Return CPU, cores and memory, and the GPU that is measured; what the system does not tell is left out."""
     found = {"cpu": _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()}
-    found["cores"] = str(usable_cores())
+    found["cores"] = str(usable_cpus())
     if memory := _field("/proc/meminfo", "MemTotal"):
         found["memory"] = f"{int(memory.split()[0]) / 2**20:.1f} GiB"
     vectors = [name for name in ("avx512f", "avx2", "asimd") if name in _flags()]
@@ -42,11 +42,6 @@ def libraries() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def usable_cores() -> int:
-    """Return how many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _flags() -> list[str]:

@@ -11,12 +11,13 @@ from ptp.benchmarks.speed.benchmark import Entry
 from ptp.benchmarks.speed.turn import Device, Job
 from ptp.budgets import num_kept_at
 from ptp.bundle import Manifest, read_manifest
-from ptp.bundle.manifest import Precision
+from ptp.bundle.manifest import MAX_DIMENSION, Precision
 from ptp.cuda import device_problem, find_device
 from ptp.errors import ConfigError
 from ptp.runtime.backends.onnxruntime import available_provider
-from ptp.runtime.backends.registry import BACKENDS
+from ptp.runtime.backends.registry import BACKENDS, usable_cpus
 
+MAX_WARMUP = 1000
 CPU_BACKENDS = ("onnxruntime", "openvino")
 ON_CPU = "it runs on the CPU, and --device cuda was asked for"
 PEERS = {"eager": "transformers", "compile": "transformers, torch.compile"}
@@ -46,13 +47,13 @@ class Question:
     device: Device = "cpu"
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("--threads", self.threads, 1),
-            ("--warmup", self.warmup, 0),
-            ("--max-new-tokens", self.max_new_tokens, 1),
+        for name, value, least, most in (
+            ("--threads", self.threads, 1, usable_cpus()),
+            ("--warmup", self.warmup, 0, MAX_WARMUP),
+            ("--max-new-tokens", self.max_new_tokens, 1, MAX_DIMENSION),
         ):
-            if value < least:
-                raise ConfigError(f"{name} is out of range", got=value, expected=f"at least {least}")
+            if not least <= value <= most:
+                raise ConfigError(f"{name} is out of range", got=value, expected=f"{least} to {most}")
         if not self.image.is_file():
             raise ConfigError("--image is not a file", got=self.image)
         if self.device == "cuda" and find_device() is None:

@@ -136,7 +136,7 @@ def take_turn(job: Job) -> Turn:
     # OpenMP's threads are chosen when the libraries are loaded
     environment = os.environ | {"OMP_NUM_THREADS": str(job.threads), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "ptp.benchmarks.speed.worker"],
+        [sys.executable, "-m", "ptp.benchmarks.speed.worker", str(os.getpid())],
         input=json.dumps(asdict(job)),
         capture_output=True,
         text=True,

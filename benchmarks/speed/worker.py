@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from ptp.benchmarks.speed.turn import Job, Run, Runner, Turn
+from ptp.child import end_with
 from ptp.cuda import used_memory
 from ptp.errors import PtpError
 from ptp.peak_memory import peak_bytes
@@ -20,7 +21,8 @@ PRUNER_RUNS = 3
 
 
 def main() -> None:
-    """Serve one job."""
+    """Serve one job of the process whose number is the first argument."""
+    end_with(int(sys.argv[1]))
     answer, sys.stdout = sys.stdout, sys.stderr  # what libraries print is not the answer
     try:
         answer.write(work(Job(**json.load(sys.stdin))).to_json())

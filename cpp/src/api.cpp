@@ -84,10 +84,10 @@ ptp_core::GenerateOptions checked(const ptp_generate_options* given) {
         require_size(given, "options");
         options = *given;
     }
-    if (options.max_new_tokens < 1)
+    if (options.max_new_tokens < 1 || options.max_new_tokens > ptp_core::MAX_DIMENSION)
         throw Error(PTP_ERROR_CONFIG, "max_new_tokens is out of range")
             .got(options.max_new_tokens)
-            .expected("at least 1");
+            .expected("1 to " + std::to_string(ptp_core::MAX_DIMENSION));
     if (options.num_stop) require(options.stop, "options.stop");
     ptp_core::GenerateOptions result{options.max_new_tokens, {}};
     for (size_t i = 0; i < options.num_stop; ++i) {

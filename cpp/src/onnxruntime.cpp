@@ -1,8 +1,10 @@
 // ONNX Runtime, found when the program runs: any library of 1.20 or newer will do.
 #include <dlfcn.h>
 #include <onnxruntime_c_api.h>
+#include <sched.h>
 
 #include <array>
+#include <climits>
 #include <cstdlib>
 #include <optional>
 #include <utility>
@@ -167,7 +169,7 @@ public:
         Out<OrtSessionOptions> made_options(api().ReleaseSessionOptions);
         library_->check(api().CreateSessionOptions(made_options), what);
         const auto options = made_options.take();
-        library_->check(api().SetSessionLogSeverityLevel(options.get(), ORT_LOGGING_LEVEL_ERROR), what);
+        library_->check(api().SetSessionLogSeverityLevel(options.get(), ORT_LOGGING_LEVEL_FATAL), what);
         // the same arithmetic on every processor (EXACT_SESSION in src/ptp/tolerances.py)
         for (const auto& [setting, value] : EXACT_SESSION)
             library_->check(api().AddSessionConfigEntry(options.get(), setting, value), what);
@@ -265,10 +267,14 @@ class OrtBackend : public Backend {
 public:
     OrtBackend(const std::string& path, int threads)
         : library_(std::make_shared<Library>(open_library(path))), threads_(threads) {
-        if (threads < 0)
-            throw Error(PTP_ERROR_CONFIG, "threads is out of range").got(threads).expected("at least 1, or 0");
+        cpu_set_t usable;
+        const int most = sched_getaffinity(0, sizeof usable, &usable) == 0 ? CPU_COUNT(&usable) : INT_MAX;
+        if (threads < 0 || threads > most)
+            throw Error(PTP_ERROR_CONFIG, "threads is out of range")
+                .got(threads)
+                .expected("1 to " + std::to_string(most) + ", the CPUs of this machine, or 0");
         OrtEnv* env = nullptr;
-        library_->check(library_->api->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "ptp", &env),
+        library_->check(library_->api->CreateEnv(ORT_LOGGING_LEVEL_FATAL, "ptp", &env),
                         "ONNX Runtime cannot be started");
         env_ = {env, library_->api->ReleaseEnv};
     }

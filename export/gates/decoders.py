@@ -52,6 +52,7 @@ def _logits(path: Path, model: LanguageModel, offsets: NDArray[np.int64], *, roo
     """
     options = onnxruntime.SessionOptions()
     ask_exact(options)
+    options.log_severity_level = 4  # what fails is raised
     options.add_session_config_entry("session.disable_prepacking", "1")  # weights are read where the file is mapped
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     random, binding = np.random.default_rng(0), session.io_binding()

@@ -365,7 +365,7 @@ def _probed_session(path: Path, io: GraphIO) -> Iterator[Any]:
 
 def _session(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised
     ask_exact(options)
     options.enable_cpu_mem_arena = False  # an arena would keep the most that was needed at once
     # float16 weights are widened where they are used, and not all of them at the start

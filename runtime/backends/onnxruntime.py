@@ -37,7 +37,7 @@ ELEMENT_TYPES: dict[str, Dtype] = {
     "tensor(bool)": "bool",
 }
 
-LOG_ERRORS = 3  # ONNX Runtime's severity: its warnings would mix with the program's own output
+LOG_FATAL = 4  # ONNX Runtime's severity: it raises its errors, and would print them as well
 
 
 class OnnxRuntimeGraph:
@@ -59,7 +59,7 @@ class OnnxRuntimeGraph:
     def __init__(self, path: Path, spec: GraphSpec, *, provider: str = "cpu", threads: int | None = None) -> None:
         names = _providers(provider, spec)
         options = ort.SessionOptions()
-        options.log_severity_level = LOG_ERRORS
+        options.log_severity_level = LOG_FATAL
         ask_exact(options)
         if threads is not None:
             options.intra_op_num_threads = threads

@@ -3,6 +3,7 @@
 This module is light: a backend is imported when it is chosen.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -100,10 +101,16 @@ def graph_loader(
         if getattr(options, name) is not None and name not in chosen.options:
             owners = " or ".join(key for key, value in BACKENDS.items() if name in value.options)
             raise ConfigError(f"{name} is an option of {owners}", got=f"backend {backend}", do="leave it out")
-    if threads is not None and threads < 1:
-        raise ConfigError("threads is out of range", got=threads, expected="at least 1")
+    most = usable_cpus()
+    if threads is not None and not 1 <= threads <= most:
+        raise ConfigError("threads is out of range", got=threads, expected=f"1 to {most}, the CPUs of this machine")
     try:
         return chosen.load(options)
     except ImportError as error:
         install = f'pip install "ptp-export[{chosen.extra}]"' if chosen.extra else "install onnxruntime"
         raise BackendError(f"the backend {backend} is not installed", got=error, do=install) from error
+
+
+def usable_cpus() -> int:
+    """Return how many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

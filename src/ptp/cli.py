@@ -14,13 +14,17 @@ from rich.console import Console
 from rich.text import Text
 
 import ptp
+from ptp import console
 from ptp.benchmarks.evaluation.cli import evaluate
 from ptp.benchmarks.speed.cli import bench
 from ptp.engines.cli import build
-from ptp.errors import PtpError
+from ptp.errors import PtpError, cause
 from ptp.export.cli import export
 from ptp.runtime.cli import inspect, run
 from ptp.runtime.verify_cli import verify
+
+TRACEBACK = "PTP_TRACEBACK"
+"""Environment variable that lets an error that nobody expected end in Python's traceback."""
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.command()(export)
@@ -45,12 +49,30 @@ def root(
     """Export vision-language models with Pyramid Token Pruning inside the graph, and run them."""
 
 
+def program() -> None:
+    """Run `ptp` as a program of its own."""
+    console.set_up()
+    main()
+
+
+def export_program() -> None:
+    """Run `ptp-export` as a program of its own."""
+    console.set_up()
+    main(["export", *sys.argv[1:]])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `ptp`; an error is one line on stderr and exit status 1, a usage error exit status 2."""
+    console.widen_streams()
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="ptp")
+        try:
+            _run(arguments)
+        finally:
+            sys.stdout.flush()  # a full disk is seen here and not at the interpreter's exit
     except PtpError as error:
         _fail(_noted(str(error), error))
+    except console.Terminated as error:
+        _fail(_noted("ended by SIGTERM", error), status=143)
     except KeyboardInterrupt as error:
         _fail(_noted("interrupted", error), status=130)
     except BrokenPipeError:  # an OSError, so before it
@@ -59,11 +81,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
     except OSError as error:  # a full disk, a folder that may not be written, …
         _fail(_noted(str(PtpError(error.strerror or str(error), got=error.filename)), error))
+    except MemoryError as error:
+        _fail(_noted(str(PtpError("there is not enough memory", got=str(error) or None)), error))
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        problem = PtpError("internal error", got=cause(error), do=f"please report it, with what {TRACEBACK}=1 shows")
+        _fail(_noted(str(problem), error))
 
 
-def export_main() -> None:
-    """Run `ptp-export`."""
-    main(["export", *sys.argv[1:]])
+def _run(arguments: Sequence[str] | None) -> None:
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="ptp")
+    except SystemExit as ended:
+        interruption = getattr(ended.__context__, "__cause__", None)
+        if isinstance(interruption, KeyboardInterrupt):  # of which typer makes an exit status and no word
+            raise interruption from None
+        raise
 
 
 def _noted(message: str, error: BaseException) -> str:
@@ -72,6 +106,5 @@ def _noted(message: str, error: BaseException) -> str:
 
 
 def _fail(message: str, status: int = 1) -> None:
-    console = Console(stderr=True, soft_wrap=True)
-    console.print(Text.assemble(("error: ", "bold red"), message))
+    Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), message))
     sys.exit(status)

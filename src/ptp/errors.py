@@ -18,6 +18,9 @@
 A message is one line: what failed, what was found, what was expected, what to do.
 """
 
+MAX_CAUSE = 300
+"""Characters of an exception of another library that a message cites."""
+
 
 class PtpError(Exception):
     """Base of all errors raised on purpose; `str(error)` is one line for a person.
@@ -91,3 +94,10 @@ class BackendError(PtpError):
 
 class VerificationError(PtpError):
     """A backend does not return what was recorded at export."""
+
+
+def cause(error: BaseException) -> str:
+    """Return an exception's type and first line, with the one after it where that says what it is about."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return f"{type(error).__name__}: {text[:MAX_CAUSE]}" if text else type(error).__name__

@@ -6,6 +6,7 @@ from pathlib import Path
 from ptp.bundle.contract import GRAPH_FOLDER
 from ptp.bundle.hashes import HashCache, Progress
 from ptp.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
+from ptp.bundle.writer import moved_aside
 from ptp.errors import BundleError, IntegrityError
 
 MAX_MANIFEST_BYTES = 1 << 24
@@ -38,8 +39,13 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
+        aside = moved_aside(folder)
         raise BundleError(
-            f"{folder} is not a bundle", expected=f"a folder with {MANIFEST_NAME}", do="make one with ptp-export"
+            f"{folder} is not a bundle",
+            expected=f"a folder with {MANIFEST_NAME}",
+            do=f"{aside} holds the one that was here; move it back or export again"
+            if aside
+            else "make one with ptp-export",
         )
     size = path.stat().st_size
     if size > MAX_MANIFEST_BYTES:

@@ -5,7 +5,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -49,6 +49,9 @@ def check_destination(folder: Path, *, force: bool) -> None:
 def staged(folder: Path, *, force: bool, check: Check = check_destination, resume: str | None = None) -> Iterator[Path]:
     """Yield a hidden sibling of `folder`; on success it takes the folder's place, on failure it vanishes.
 
+    What a process left that was killed is put right first: a folder that it had moved aside comes back if its place is
+    empty, what it had begun to write goes.
+
     Args:
         folder: where it goes.
         force: replace what is there.
@@ -57,27 +60,28 @@ def staged(folder: Path, *, force: bool, check: Check = check_destination, resum
             of this package the sibling stays, and the next attempt with the same words finds it as it was left.
 
     Raises:
-        ConfigError: `folder` may not be written, or another process is writing the same.
+        ConfigError: `folder` may not be written, or another process is writing it.
     """
     folder = folder.absolute()
     check(folder, force=force)
-    mark = secrets.token_hex(4) if resume is None else hashlib.sha256(resume.encode()).hexdigest()[:16]
-    stage = folder.parent / f".{folder.name}.{mark}.partial"
-    keep = False
-    with ExitStack() as held:
-        if resume is not None:
-            held.enter_context(_lock(stage))
-        stage.mkdir(parents=True, exist_ok=resume is not None)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(folder.parent / f".{folder.name}.lock"):
+        _put_right(folder)
+        check(folder, force=force)
+        mark = "" if resume is None else f".{hashlib.sha256(resume.encode()).hexdigest()[:16]}"
+        stage = folder.parent / f".{folder.name}{mark}.partial"
+        stage.mkdir(exist_ok=resume is not None)
+        keep = False
         try:
             yield stage
             check(folder, force=force)
-            _replace(folder, stage, folder.parent / f".{folder.name}.{mark}.replaced")
+            _replace(folder, stage)
         except PtpError:
             raise
         except BaseException as error:  # an interruption, a full disk
-            if resume is not None:
-                keep = True
-                error.add_note(f"{stage} holds what was written, and the same command goes on from there")
+            keep = resume is not None
+            kept = f"{stage} holds what was written, and the same command goes on from there"
+            error.add_note(kept if keep else "nothing was written")
             raise
         finally:
             if not keep:
@@ -85,24 +89,53 @@ def staged(folder: Path, *, force: bool, check: Check = check_destination, resum
 
 
 @contextmanager
-def _lock(stage: Path) -> Iterator[None]:
-    """Hold a stage against other processes; the system lets go of it however this one ends."""
+def _lock(file: Path) -> Iterator[None]:
+    """Hold a place against other processes; the system lets go of it however this one ends."""
     import fcntl  # not on Windows, where no export is as large
 
-    file = stage.with_suffix(".lock")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError("another process is writing the same", got=file, do="wait for it, or stop it") from error
-        try:
-            yield
-        finally:
-            file.unlink()
+    while True:
+        with file.open("w") as opened:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(opened.fileno()).st_ino != file.stat().st_ino:
+                    continue  # of a process that ended just now
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise ConfigError(
+                    "another process is writing the same", got=file, do="wait for it, or stop it"
+                ) from error
+            try:
+                yield
+            finally:
+                file.unlink(missing_ok=True)
+            return
 
 
-def _replace(folder: Path, stage: Path, replaced: Path) -> None:
+def _put_right(folder: Path) -> None:
+    """Bring back or remove what a process left that was killed; nobody else is writing here."""
+    replaced, stage = _replaced(folder), folder.parent / f".{folder.name}.partial"
+    if replaced.exists():
+        if folder.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            replaced.rename(folder)
+    shutil.rmtree(stage, ignore_errors=True)
+
+
+def _replaced(folder: Path) -> Path:
+    """Return where a folder is while another one takes its place."""
+    return folder.parent / f".{folder.name}.replaced"
+
+
+def moved_aside(folder: Path) -> Path | None:
+    """Return where a process that was killed has left what stood at a place that is empty; None where nothing is."""
+    replaced = _replaced(folder.absolute())
+    return replaced if replaced.is_dir() and not folder.exists() else None
+
+
+def _replace(folder: Path, stage: Path) -> None:
+    replaced = _replaced(folder)
     if folder.exists():
         folder.rename(replaced)
     try:
@@ -112,6 +145,17 @@ def _replace(folder: Path, stage: Path, replaced: Path) -> None:
             replaced.rename(folder)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a hidden sibling of a file, to be written; on success it takes the file's place, on failure it vanishes."""
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def file_entries(folder: Path) -> dict[str, FileEntry]:

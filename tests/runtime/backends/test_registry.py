@@ -8,7 +8,7 @@ import openvino as ov
 import pytest
 
 from ptp.errors import BackendError, ConfigError
-from ptp.runtime.backends.registry import BACKENDS, graph_loader
+from ptp.runtime.backends.registry import BACKENDS, graph_loader, usable_cpus
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,8 @@ from ptp.runtime.backends.registry import BACKENDS, graph_loader
         ("tensorrt-rtx", {"precision": "bf16"}, "precision is an option of openvino; got backend tensorrt-rtx"),
         ("openvino", {"precision": "int8"}, "no such precision; got 'int8'; expected fp32 or bf16"),
         ("onnxruntime", {"provider": "gpu"}, "no such provider"),
-        ("onnxruntime", {"threads": 0}, "threads is out of range; got 0; expected at least 1"),
+        ("onnxruntime", {"threads": 0}, "threads is out of range; got 0; expected 1 to "),
+        ("openvino", {"threads": 1 << 20}, f"expected 1 to {usable_cpus()}, the CPUs of this machine"),
         ("tensorrt", {"threads": 2}, "threads is an option of onnxruntime or openvino; got backend tensorrt"),
     ],
 )

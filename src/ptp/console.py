@@ -1,0 +1,77 @@
+"""The terminal's side of the programs: encodings, warnings, signals, and what is printed for other programs."""
+
+import json
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+OBEYED = {
+    code: None
+    for code in (
+        *range(0x20), *range(0x7F, 0xA0),  # C0 and C1
+        0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A),  # change the direction of what follows
+        0x2028, 0x2029,  # lines and paragraphs of their own
+    )
+    if chr(code) not in "\n\t"
+}  # fmt: skip
+"""What a terminal would obey, for `str.translate`; joiners and wide spaces are text and stay."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: the program ends as after Ctrl-C, with another exit status."""
+
+
+def set_up() -> None:
+    """Prepare a program's streams, warnings and signals."""
+    widen_streams()
+    if not sys.warnoptions:  # of libraries: a person sees answers, and errors as one line
+        warnings.simplefilter("ignore")
+    signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a job in the background does not get it
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def widen_streams() -> None:
+    """Let stdout and stderr take every character, whatever their encoding, and be there."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed when the program was started
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif hasattr(stream, "reconfigure") and not _is_unicode(stream):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def to_json(value: Any) -> str:
+    """Return JSON that stdout's encoding can hold."""
+    return json.dumps(value, ensure_ascii=not _is_unicode(sys.stdout))
+
+
+def _is_unicode(stream: Any) -> bool:
+    return str(getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # what is cleaned up now takes a moment, and a second Ctrl-C nothing more
+    raise KeyboardInterrupt
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+@contextmanager
+def going_on(folder: Path) -> Iterator[None]:
+    """Say on an interruption that what a folder holds is not lost."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.add_note(f"{folder} holds what was done, and the same command goes on from there")
+        raise
