@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from ptp.bundle.manifest import ChatFormat, LanguageModel, Precision, Prompting, Tiling
+from ptp.bundle.tokenizer import TOKENIZER
 from ptp.demo import CHECKPOINT as DEMO
 from ptp.errors import CheckpointError, cause
 from ptp.export import weights
@@ -24,6 +24,7 @@ from ptp.export.chat_format import adds_special_tokens, chat_format
 from ptp.export.checkpoint_files import check_small_files, checked_file, read_json
 from ptp.export.config_values import check_values
 from ptp.export.gates import witness
+from ptp.export.tokenizer_file import check_tokenizer, shipped_tokenizer
 from ptp.export.weights import Skeleton, Weights
 
 SHORT_NAMES = {
@@ -40,7 +41,6 @@ COPIED = (
     "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
-    "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.json",
@@ -119,10 +119,7 @@ class Checkpoint:
         if not (folder / "preprocessor_config.json").exists():
             self.processor.image_processor.to_json_file(folder / "preprocessor_config.json")
         (folder / "chat_template.jinja").write_text(_template(self.processor, self.id), encoding="utf-8")
-        backend = self.processor.tokenizer.backend_tokenizer
-        file = folder / "tokenizer.json"
-        if not file.exists() or Tokenizer.from_file(str(file)).to_str() != backend.to_str():
-            backend.save(str(file))  # the ids that transformers gives are the ones the model was trained with
+        (folder / TOKENIZER).write_bytes(shipped_tokenizer(self.folder, self.processor.tokenizer.backend_tokenizer))
 
 
 def open_checkpoint(model: str, revision: str | None, *, weights: bool) -> Checkpoint:
@@ -150,9 +147,11 @@ def open_checkpoint(model: str, revision: str | None, *, weights: bool) -> Check
         config = AutoConfig.from_pretrained(folder)
         check_values(config)
         adapter.check(config)
+        check_tokenizer(folder)
         processor = adapter.load_processor(folder, AutoTokenizer.from_pretrained(folder))
         adapter.tiling(config, processor.image_processor)
         _check_tokenizer(processor, config)
+        shipped_tokenizer(folder, processor.tokenizer.backend_tokenizer)
         chat = chat_format(processor, _template(processor, name), name)
     return Checkpoint(
         id=name, revision=commit, folder=folder, adapter=adapter, config=config, processor=processor, chat=chat

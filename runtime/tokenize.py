@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding
 
 from ptp.bundle import Bundle
 from ptp.bundle.manifest import Prompting
+from ptp.bundle.tokenizer import TOKENIZER
 from ptp.chat import Chat, write_chat
 from ptp.errors import BundleError, PromptError
-
-TOKENIZER = "tokenizer.json"
+from ptp.runtime.tokenizer import BundleTokenizer
 
 MAX_QUESTION_BYTES = 1 << 20
 """Of each text of a conversation; real ones have thousands."""
@@ -42,12 +42,10 @@ class Prompter:
 
     Args:
         prompting: image token, the text around a question, and the longest prompt.
-        tokenizer: the tokenizer; its truncation and padding are switched off.
+        tokenizer: the bundle's.
     """
 
-    def __init__(self, prompting: Prompting, tokenizer: Tokenizer) -> None:
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
+    def __init__(self, prompting: Prompting, tokenizer: BundleTokenizer) -> None:
         self.tokenizer = tokenizer
         self._prompting = prompting
 
@@ -56,13 +54,16 @@ class Prompter:
         """Return the prompter of a bundle.
 
         Raises:
-            BundleError: `tokenizer.json` is not among the files or cannot be read.
+            BundleError: `tokenizer.json` is not among the files, cannot be read, or is one that cannot be used.
         """
-        path = bundle.path(TOKENIZER)
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises plain Exception
-            raise BundleError(f"{path} is not a tokenizer", got=error, do="export the bundle again") from error
+        tokenizer, rows = BundleTokenizer.from_file(bundle.path(TOKENIZER)), bundle.manifest.language_model.vocab_size
+        if tokenizer.num_ids > rows:
+            raise BundleError(
+                f"{bundle.path(TOKENIZER)} has tokens without an embedding",
+                got=f"id {tokenizer.num_ids - 1}",
+                expected=f"ids below vocab_size {rows}",
+                do="export the bundle again",
+            )
         return cls(bundle.manifest.prompting, tokenizer)
 
     def __call__(self, question: str | Chat) -> Prompt:

@@ -4,27 +4,30 @@
 #include <queue>
 #include <tuple>
 
+#include "growth.hpp"
 #include "text.hpp"
 
 namespace ptp_core {
 namespace {
 
-constexpr int64_t MAX_TOKENS = 1 << 24;
+constexpr int64_t MAX_TOKENS = 1 << 20;
+constexpr size_t MAX_MERGES = 1 << 22, MAX_TOKEN_BYTES = 1 << 12;
 constexpr size_t NONE = SIZE_MAX;
 
 uint64_t pair_key(int64_t left, int64_t right) {
     return static_cast<uint64_t>(left) << 32 | static_cast<uint64_t>(right);
 }
 
+// A setting that may be null.
 bool flag(Fields& fields, const std::string& key) {
     const Json* found = fields.find(key);
     return found && as_bool(*found, fields.path(key));
 }
 
-// Refuse a setting that this subset does not have; an empty text means that it is off.
-void refuse_unless_off(Fields& fields, const std::string& key) {
+// Refuse a setting that this subset does not have.
+void refuse_unless(Fields& fields, const std::string& key, const Json& off) {
     const Json* found = fields.find(key);
-    if (found && *found != "" && *found != 0.0) throw SchemaProblem(fields.path(key), "is not supported");
+    if (found && *found != off) throw SchemaProblem(fields.path(key), "is not supported");
 }
 
 std::string byte_token(unsigned byte) {
@@ -36,14 +39,14 @@ std::string byte_token(unsigned byte) {
 
 Bpe::Bpe(Fields model) {
     if (model.text("type") != "BPE") throw SchemaProblem(model.path("type"), "only BPE is supported");
-    for (const char* key : {"dropout", "continuing_subword_prefix", "end_of_word_suffix"})
-        refuse_unless_off(model, key);
+    refuse_unless(model, "dropout", 0.0);
+    for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) refuse_unless(model, key, "");
     fuse_unknown_ = flag(model, "fuse_unk");
     ignore_merges_ = flag(model, "ignore_merges");
     read_vocabulary(model);
     read_merges(model);
-    if (const Json* unknown = model.find("unk_token")) {
-        unknown_ = id_of(as_text(*unknown, model.path("unk_token")));
+    if (model.find("unk_token")) {
+        unknown_ = id_of(content_of(model, "unk_token"));
         if (unknown_ < 0) throw SchemaProblem(model.path("unk_token"), "is not in the vocabulary");
     }
     if (flag(model, "byte_fallback")) {
@@ -56,6 +59,9 @@ void Bpe::read_vocabulary(Fields& model) {
     Fields vocabulary = model.object("vocab");
     for (const auto& [token, id] : model.at("vocab").items()) {
         const int64_t number = as_integer(id, vocabulary.path(token), 0, MAX_TOKENS - 1);
+        if (token.size() > MAX_TOKEN_BYTES)
+            throw SchemaProblem(model.path("vocab"), "a token has " + std::to_string(token.size()) + " bytes");
+        if (token_of(number)) throw SchemaProblem(model.path("vocab"), "two tokens have the same id");
         const auto entry = vocabulary_.emplace(token, number).first;
         if (tokens_.size() <= static_cast<size_t>(number)) tokens_.resize(static_cast<size_t>(number) + 1);
         tokens_[static_cast<size_t>(number)] = &entry->first;
@@ -65,7 +71,7 @@ void Bpe::read_vocabulary(Fields& model) {
 void Bpe::read_merges(Fields& model) {
     const std::string path = model.path("merges");
     uint32_t rank = 0;
-    for (const Json& item : as_list(model.at("merges"), path, MAX_TOKENS)) {
+    for (const Json& item : as_list(model.at("merges"), path, MAX_MERGES)) {
         std::string left, right;
         if (item.is_array() && item.size() == 2) {
             left = as_text(item[0], path);

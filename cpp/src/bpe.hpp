@@ -26,6 +26,9 @@ public:
 
     std::vector<Symbol> encode(std::string_view word) const;
 
+    size_t size() const { return vocabulary_.size(); }
+    // Return one more than the largest id.
+    int64_t num_ids() const { return static_cast<int64_t>(tokens_.size()); }
     // Return the id of a token, -1 if there is none.
     int64_t id_of(const std::string& token) const;
     // Return the text of a token, nullptr if there is none.

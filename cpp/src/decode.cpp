@@ -74,41 +74,52 @@ std::vector<std::string> join_bytes(const std::vector<std::string>& tokens) {
 
 }  // namespace
 
-DecoderChain::DecoderChain(const Json& config) { read(config, "decoder"); }
+DecoderChain::DecoderChain(const Json& config) {
+    read(config, "decoder");
+    refuse_replacing_in_joined_tokens();
+    growth_.check("decoder");
+}
 
 void DecoderChain::read(const Json& config, const std::string& path) {
     Fields fields(config, path);
     const std::string type =
         fields.choice("type", {"Sequence", "ByteLevel", "Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"});
     if (type == "Sequence") {
-        for (const Json& item : as_list(fields.at("decoders"), fields.path("decoders"), 16)) {
+        for (const Json& item : as_list(fields.at("decoders"), fields.path("decoders"), MAX_PARTS)) {
             if (item.is_object() && item.value("type", "") == "Sequence")
                 throw SchemaProblem(path, "a sequence in a sequence is not supported");
             read(item, fields.path("decoders"));
         }
     } else if (type == "ByteLevel") {
-        for (const char* key : {"add_prefix_space", "trim_offsets", "use_regex"}) fields.skip(key);
+        for (const char* key : {"add_prefix_space", "trim_offsets"}) as_bool(fields.at(key), fields.path(key));
+        fields.flag("use_regex", true);
         steps_.push_back({Kind::byte_level, "", ""});
     } else if (type == "Metaspace") {
-        fields.skip("split");
+        fields.flag("split", true);
         const bool prepends = fields.choice("prepend_scheme", {"always", "first", "never"}) != "never";
-        steps_.push_back({Kind::metaspace, fields.text("replacement"), "", prepends ? size_t{1} : size_t{0}});
+        steps_.push_back({Kind::metaspace, fields.character("replacement"), "", prepends ? size_t{1} : size_t{0}});
     } else if (type == "Replace") {
         Fields pattern = fields.object("pattern");
-        steps_.push_back({Kind::replace, pattern.text("String"), fields.text("content")});
+        steps_.push_back({Kind::replace, content_of(pattern, "String"), content_of(fields, "content", true)});
         pattern.done();
+        growth_.replaces(steps_.back().pattern, steps_.back().content);
     } else if (type == "Strip") {
-        if (fields.integer("stop", 0, 0) != 0) return;
+        fields.integer("stop", 0, 0);
         steps_.push_back(
-            {Kind::strip, "", fields.text("content"), static_cast<size_t>(fields.integer("start", 0, 16))});
+            {Kind::strip, "", fields.character("content"), static_cast<size_t>(fields.integer("start", 0, 1))});
     } else {
         steps_.push_back({type == "Fuse" ? Kind::fuse : Kind::byte_fallback, "", ""});
     }
     fields.done();
-    const Step* last = steps_.empty() ? nullptr : &steps_.back();
-    const bool needs_pattern = last && (last->kind == Kind::replace || last->kind == Kind::metaspace);
-    if ((needs_pattern && last->pattern.empty()) || (last && last->kind == Kind::strip && last->content.empty())) {
-        throw SchemaProblem(path, "a pattern is empty");
+}
+
+// What was shown of an answer must not change with its next token.
+void DecoderChain::refuse_replacing_in_joined_tokens() const {
+    bool joined = false;
+    for (const Step& step : steps_) {
+        if (joined && (step.kind == Kind::byte_level || step.kind == Kind::metaspace || step.kind == Kind::replace))
+            throw SchemaProblem("decoder", "a part behind one that joins the tokens is not supported");
+        joined = joined || step.kind == Kind::fuse || step.kind == Kind::byte_level;
     }
 }
 
@@ -141,21 +152,29 @@ std::string DecoderChain::operator()(std::vector<std::string> tokens) const {
 
 std::string TextStream::push(int64_t token) {
     if (tokenizer_.is_special(token)) return "";
-    ids_.push_back(token);
+    waiting_.push_back(token);
     // one bad byte spoils its whole run of byte tokens in the decoder, so a run is decoded when it has ended
     const std::string* text = tokenizer_.token_of(token);
     if (text && byte_of_token(*text)) return "";
-    const std::string decoded = tokenizer_.decode(ids_);
+    const std::string decoded = decode();
     return ends_with(decoded, REPLACEMENT_TEXT) ? "" : emit(decoded);
 }
 
-std::string TextStream::finish() { return emit(tokenizer_.decode(ids_)); }
+std::string TextStream::finish() { return emit(decode()); }
+
+std::string TextStream::decode() const {
+    std::vector<int64_t> ids = shown_;
+    ids.insert(ids.end(), waiting_.begin(), waiting_.end());
+    return tokenizer_.decode(ids);
+}
 
 std::string TextStream::emit(const std::string& text) {
+    const size_t emitted = character_starts(tokenizer_.decode(shown_)).size() - 1;
     const std::vector<size_t> starts = character_starts(text);
-    const size_t count = starts.size() - 1;
-    const std::string piece = text.substr(starts[std::min(emitted_, count)]);
-    emitted_ = count;
+    const std::string piece = text.substr(starts[std::min(emitted, starts.size() - 1)]);
+    if (!piece.empty()) shown_ = waiting_;
+    // before the first piece, a space that is not shown may be the one that decoders strip
+    if (!shown_.empty()) waiting_.clear();
     return piece;
 }
 

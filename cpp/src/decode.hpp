@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "growth.hpp"
 #include "json.hpp"
 
 namespace ptp_core {
@@ -29,12 +30,15 @@ private:
     };
 
     void read(const Json& config, const std::string& path);
+    void refuse_replacing_in_joined_tokens() const;
     static std::vector<std::string> apply(const Step& step, std::vector<std::string> tokens);
 
     std::vector<Step> steps_;
+    Growth growth_;
 };
 
 // Turns token ids into text as they come: whole characters only, special tokens left out (runtime/detokenize.py).
+// Only the last piece that was shown is decoded again, together with what came after it.
 class TextStream {
 public:
     explicit TextStream(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
@@ -45,11 +49,11 @@ public:
     std::string finish();
 
 private:
+    std::string decode() const;
     std::string emit(const std::string& text);
 
     const Tokenizer& tokenizer_;
-    std::vector<int64_t> ids_;
-    size_t emitted_ = 0;  // characters
+    std::vector<int64_t> shown_, waiting_;
 };
 
 // Holds text back while it could be the beginning of a stop text (runtime/sampling.py).

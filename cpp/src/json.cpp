@@ -14,6 +14,23 @@ namespace {
 constexpr int MAX_DEPTH = 32;  // a manifest has 6 levels, a tokenizer 8
 constexpr size_t MAX_LINE = 1000;
 
+// A scan of its own: the parser's callback knows the depth, too, but looks through a list again for each object in it.
+void refuse_deep(std::string_view text) {
+    int depth = 0;
+    bool in_string = false;
+    for (size_t i = 0; i < text.size(); ++i) {
+        const char c = text[i];
+        if (c == '"') in_string = !in_string;
+        if (in_string) {
+            i += c == '\\';
+        } else if (c == '[' || c == '{') {
+            if (++depth > MAX_DEPTH) throw std::runtime_error("it is nested too deeply");
+        } else if (c == ']' || c == '}') {
+            --depth;
+        }
+    }
+}
+
 }  // namespace
 
 std::string read_file(const std::filesystem::path& path, uint64_t limit, int status) {
@@ -38,10 +55,8 @@ std::string read_file(const std::filesystem::path& path, uint64_t limit, int sta
 
 Json parse_json(std::string_view text) {
     // nlohmann's own parser and destructor do not recurse; the bound is for whoever walks through the result
-    return Json::parse(text.begin(), text.end(), [](int depth, Json::parse_event_t, Json&) {
-        if (depth > MAX_DEPTH) throw std::runtime_error("it is nested too deeply");
-        return true;
-    });
+    refuse_deep(text);
+    return Json::parse(text.begin(), text.end());
 }
 
 int64_t as_integer(const Json& value, const std::string& path, int64_t low, int64_t high) {
@@ -104,6 +119,18 @@ const Json* Fields::find(const std::string& key) {
     known_.insert(key);
     const auto found = object_.find(key);
     return found == object_.end() || found->is_null() ? nullptr : &*found;
+}
+
+bool Fields::flag(const std::string& key, bool missing) {
+    known_.insert(key);
+    const auto found = object_.find(key);
+    return found == object_.end() ? missing : as_bool(*found, path(key));
+}
+
+std::string Fields::character(const std::string& key) {
+    std::string value = text(key);
+    if (character_starts(value).size() != 2) throw SchemaProblem(path(key), "is not one character");
+    return value;
 }
 
 void Fields::done() const {

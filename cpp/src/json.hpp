@@ -44,6 +44,10 @@ public:
     const Json& at(const std::string& key);
     // Return nullptr where the field is missing or null.
     const Json* find(const std::string& key);
+    // A field that may be missing; null is no value of it.
+    bool flag(const std::string& key, bool missing);
+    // A text of one character.
+    std::string character(const std::string& key);
     // A field that is known and not looked at.
     void skip(const std::string& key) { known_.insert(key); }
     void done() const;

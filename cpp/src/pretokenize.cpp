@@ -46,12 +46,23 @@ std::shared_ptr<const void> compile(const char* pattern) {
     return {code, [](const void* made) { pcre2_code_free(static_cast<pcre2_code*>(const_cast<void*>(made))); }};
 }
 
+// A search that cannot be long: the patterns take linear time, and a text has at most MAX_TEXT_BYTES.
+std::unique_ptr<pcre2_match_context, void (*)(pcre2_match_context*)> bounded_match() {
+    std::unique_ptr<pcre2_match_context, void (*)(pcre2_match_context*)> context(pcre2_match_context_create(nullptr),
+                                                                                 pcre2_match_context_free);
+    if (!context) throw std::bad_alloc();
+    pcre2_set_match_limit(context.get(), 10'000'000);  // of the library's engine, too
+    pcre2_set_heap_limit(context.get(), 1 << 16);      // KiB
+    return context;
+}
+
 // Cut the text at every match: matches and what lies between them, nothing empty.
 void split(const Traced& text, const void* pattern, std::vector<Traced>& out) {
     const auto* code = static_cast<const pcre2_code*>(pattern);
     const std::unique_ptr<pcre2_match_data, void (*)(pcre2_match_data*)> match(
         pcre2_match_data_create_from_pattern(code, nullptr), pcre2_match_data_free);
     if (!match) throw std::bad_alloc();
+    const auto limits = bounded_match();
     const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.text.data());
     size_t done = 0;
     const auto cut = [&](size_t end) {
@@ -59,7 +70,8 @@ void split(const Traced& text, const void* pattern, std::vector<Traced>& out) {
         done = end;
     };
     for (size_t at = 0; at < text.text.size();) {
-        const int found = pcre2_match(code, subject, text.text.size(), at, PCRE2_NO_UTF_CHECK, match.get(), nullptr);
+        const int found =
+            pcre2_match(code, subject, text.text.size(), at, PCRE2_NO_UTF_CHECK, match.get(), limits.get());
         if (found == PCRE2_ERROR_NOMATCH) break;
         if (found < 0) throw Error(PTP_ERROR_PROMPT, "the question cannot be split into words").got(found);
         const PCRE2_SIZE* range = pcre2_get_ovector_pointer(match.get());
@@ -83,8 +95,8 @@ Traced replaced(const Traced& text, const std::string& pattern, const std::strin
     Traced out;
     for (size_t i = 0; i < text.text.size();) {
         if (text.text.compare(i, pattern.size(), pattern) == 0) {
-            out.push(content, text.origin[i]);
             i += pattern.size();
+            out.push(content, text.origin[i - 1]);  // the library's choice, too: of the match's last character
         } else {
             out.push(std::string_view(text.text).substr(i, 1), text.origin[i]);
             ++i;
@@ -121,11 +133,6 @@ struct ByteTable {
 
 constexpr ByteTable BYTES;
 
-bool flag(Fields& fields, const std::string& key, bool missing) {
-    const Json* found = fields.find(key);
-    return found ? as_bool(*found, fields.path(key)) : missing;
-}
-
 }  // namespace
 
 char32_t character_of_byte(unsigned char byte) { return BYTES.characters[byte]; }
@@ -145,18 +152,19 @@ void Normalizer::read(const Json& config, const std::string& path) {
     Fields fields(config, path);
     const std::string type = fields.choice("type", {"Sequence", "Prepend", "Replace"});
     if (type == "Sequence") {
-        for (const Json& item : as_list(fields.at("normalizers"), fields.path("normalizers"), 16)) {
+        for (const Json& item : as_list(fields.at("normalizers"), fields.path("normalizers"), MAX_PARTS)) {
             if (item.is_object() && item.value("type", "") == "Sequence")
                 throw SchemaProblem(path, "a sequence in a sequence is not supported");
             read(item, fields.path("normalizers"));
         }
     } else if (type == "Prepend") {
-        steps_.push_back({"", fields.text("prepend")});
+        steps_.push_back({"", content_of(fields, "prepend")});
+        growth_.times(1 + steps_.back().content.size());
     } else {
         Fields pattern = fields.object("pattern");
-        steps_.push_back({pattern.text("String"), fields.text("content")});
+        steps_.push_back({content_of(pattern, "String"), content_of(fields, "content", true)});
         pattern.done();
-        if (steps_.back().pattern.empty()) throw SchemaProblem(fields.path("pattern"), "is empty");
+        growth_.replaces(steps_.back().pattern, steps_.back().content);
     }
     fields.done();
 }
@@ -178,24 +186,26 @@ void PreTokenizer::read(const Json& config, const std::string& path) {
     const std::string type = fields.choice("type", {"Sequence", "ByteLevel", "Split", "Metaspace"});
     if (type == "Sequence") {
         const std::string list = fields.path("pretokenizers");
-        for (const Json& item : as_list(fields.at("pretokenizers"), list, 16)) {
+        for (const Json& item : as_list(fields.at("pretokenizers"), list, MAX_PARTS)) {
             if (item.is_object() && item.value("type", "") == "Sequence")
                 throw SchemaProblem(path, "a sequence in a sequence is not supported");
             read(item, list);
         }
     } else {
-        steps_.push_back(type == "ByteLevel" ? byte_level(fields)
-                         : type == "Split"   ? known_split(fields)
-                                             : metaspace(fields));
+        const Step& step = steps_.emplace_back(type == "ByteLevel" ? byte_level(fields)
+                                               : type == "Split"   ? known_split(fields)
+                                                                   : metaspace(fields));
+        if (step.kind == Kind::byte_level) growth_.times(step.add_space ? 4 : 2);
+        if (step.kind == Kind::metaspace) growth_.times(step.replacement.size() + (step.prepend != Prepend::never));
     }
     fields.done();
 }
 
 PreTokenizer::Step PreTokenizer::byte_level(Fields& fields) {
     Step step{Kind::byte_level, nullptr};
-    step.add_space = flag(fields, "add_prefix_space", true);
-    if (flag(fields, "use_regex", true)) step.pattern = compile(GPT2);
-    fields.skip("trim_offsets");  // counts in the post-processor only
+    step.add_space = as_bool(fields.at("add_prefix_space"), fields.path("add_prefix_space"));
+    if (fields.flag("use_regex", true)) step.pattern = compile(GPT2);
+    as_bool(fields.at("trim_offsets"), fields.path("trim_offsets"));  // counts in the post-processor only
     return step;
 }
 
@@ -204,7 +214,8 @@ PreTokenizer::Step PreTokenizer::known_split(Fields& fields) {
     const std::string expression = pattern.text("Regex");
     pattern.done();
     fields.choice("behavior", {"Isolated"});
-    if (flag(fields, "invert", false)) throw SchemaProblem(fields.path("invert"), "is not supported");
+    if (as_bool(fields.at("invert"), fields.path("invert")))
+        throw SchemaProblem(fields.path("invert"), "is not supported");
     for (const Known& known : PATTERNS) {
         if (expression == known.theirs) return {Kind::split, compile(known.ours)};
     }
@@ -213,11 +224,10 @@ PreTokenizer::Step PreTokenizer::known_split(Fields& fields) {
 
 PreTokenizer::Step PreTokenizer::metaspace(Fields& fields) {
     Step step{Kind::metaspace, nullptr};
-    step.replacement = fields.text("replacement");
-    if (step.replacement.empty()) throw SchemaProblem(fields.path("replacement"), "is empty");
+    step.replacement = fields.character("replacement");
     const std::string scheme = fields.choice("prepend_scheme", {"always", "first", "never"});
     step.prepend = scheme == "always" ? Prepend::always : scheme == "first" ? Prepend::first : Prepend::never;
-    step.split = flag(fields, "split", true);
+    step.split = fields.flag("split", true);
     return step;
 }
 

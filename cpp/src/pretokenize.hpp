@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "growth.hpp"
 #include "json.hpp"
 
 namespace ptp_core {
@@ -32,6 +33,8 @@ public:
 
     Traced operator()(Traced text) const;
 
+    const Growth& growth() const { return growth_; }
+
 private:
     struct Step {
         std::string pattern;  // empty: prepend `content`
@@ -41,6 +44,7 @@ private:
     void read(const Json& config, const std::string& path);
 
     std::vector<Step> steps_;
+    Growth growth_;
 };
 
 // ByteLevel, Split with a known pattern, and Metaspace.
@@ -51,6 +55,8 @@ public:
     explicit PreTokenizer(const Json& config);
 
     std::vector<Traced> operator()(Traced text) const;
+
+    const Growth& growth() const { return growth_; }
 
 private:
     enum class Kind { split, byte_level, metaspace };
@@ -71,6 +77,7 @@ private:
     static Step metaspace(Fields& fields);
 
     std::vector<Step> steps_;
+    Growth growth_;
 };
 
 // Return the character that stands for a byte in a byte-level vocabulary, and the byte of a character (-1: none).

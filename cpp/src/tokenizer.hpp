@@ -7,6 +7,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "added_tokens.hpp"
 #include "bpe.hpp"
 #include "decode.hpp"
 #include "pretokenize.hpp"
@@ -30,27 +31,19 @@ public:
     // Return the text of ids, special tokens left out.
     std::string decode(const std::vector<int64_t>& ids) const;
 
+    // Return one more than the largest id.
+    int64_t num_ids() const { return num_ids_; }
+
     bool is_special(int64_t id) const;
     // Return the text of a token, nullptr if there is none.
     const std::string* token_of(int64_t id) const;
 
 private:
-    struct Added {
-        int64_t id;
-        std::string content;
-        bool strip_left, strip_right, special;
-    };
-    // A place in a text that is one of the added tokens, or lies between two of them.
-    struct Section {
-        size_t start, end;
-        const Added* token;
-    };
-
     Tokenizer(const Json& data);
-    void read_added(const Json& list);
+    void read_added(const Json& data);
     void read_post_processor(const Json& config, const std::string& path);
     void read_template(Fields fields);
-    std::vector<Section> sections(std::string_view text, const std::vector<Added>& tokens) const;
+    int64_t id_that_the_library_gives(const std::string& content, int64_t largest) const;
     void encode_plain(Traced text, std::vector<Token>& out) const;
     void trim(Token& token, const std::string& piece, bool first) const;
 
@@ -58,9 +51,11 @@ private:
     Normalizer normalizer_;
     PreTokenizer pre_tokenizer_;
     DecoderChain decoder_;
-    std::vector<Added> raw_, normalized_;  // found before and after normalization
-    std::unordered_map<int64_t, Added> by_id_;
+    AddedTokens raw_, normalized_;  // found before and after normalization
+    std::unordered_map<int64_t, AddedToken> by_id_;
     std::vector<int64_t> before_, after_;  // what the post-processor adds
+    int64_t num_ids_ = 0;
+    Growth growth_;                        // of a text before it is cut into tokens
     bool trims_ = false, keeps_one_space_ = false;
 };
 

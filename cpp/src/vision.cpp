@@ -16,7 +16,16 @@ constexpr uint64_t MAX_TOKENIZER_BYTES = 1 << 26;
 
 Tokenizer read_tokenizer(const Bundle& bundle) {
     const auto path = bundle.path(TOKENIZER);
-    return Tokenizer::from_json(read_file(path, MAX_TOKENIZER_BYTES, PTP_ERROR_BUNDLE), path.string());
+    Tokenizer tokenizer =
+        Tokenizer::from_json(read_file(path, MAX_TOKENIZER_BYTES, PTP_ERROR_BUNDLE), path.string());
+    const int64_t rows = bundle.manifest.language_model.vocab_size;
+    if (tokenizer.num_ids() > rows) {
+        throw Error(PTP_ERROR_BUNDLE, path.string() + " has tokens without an embedding")
+            .got("id " + std::to_string(tokenizer.num_ids() - 1))
+            .expected("ids below vocab_size " + std::to_string(rows))
+            .advise("export the bundle again");
+    }
+    return tokenizer;
 }
 
 // Copy the first row of a batch into the others.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import tokenizer as checkpoint_tokenizer
+from tokenizer_files import ACCEPTED, REFUSED, written
 from tokenizers import (
     AddedToken,
     Regex,
@@ -19,10 +20,12 @@ from tokenizers import (
 )
 
 from ptp.bundle.manifest import ChatFormat, Prompting
+from ptp.bundle.tokenizer import MAX_TEXT_BYTES
 from ptp.demo import CHECKPOINT
 from ptp.errors import PromptError
 from ptp.runtime.detokenize import TextStream
 from ptp.runtime.tokenize import Prompter
+from ptp.runtime.tokenizer import BundleTokenizer
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>"]
 CORPUS = [
@@ -176,7 +179,7 @@ def test_prompts_equal_the_python_runtime(probe, tokenizer, trim: str) -> None:
         max_prompt=60,
         chat=ChatFormat(trim=trim, before_image="<s>[INST] ", before_question="\n", after_question=" [/INST]"),
     )
-    prompter = Prompter(prompting, raw)
+    prompter = Prompter(prompting, BundleTokenizer(raw.to_str(), "tokenizer.json"))
     questions = [*QUESTIONS, "", " \u3000\n", "an <image>", "\x1f\u2003 why? \x1c\t", "a" * ((1 << 20) + 1)]
     answers = probe("tokenize", tokenizer=path, questions=questions, **prompting.model_dump(exclude={"eos_token_ids"}))
     for question, answer in zip(questions, answers, strict=True):
@@ -199,7 +202,7 @@ def test_text_comes_back_in_the_same_pieces(probe, tokenizer) -> None:
     lists += [[(i * step + 7) % count for i in range(60)] for step in (1, 17, 91, 131)]  # also bytes that are no text
     expected = []
     for ids in lists:
-        stream = TextStream(raw)
+        stream = TextStream(BundleTokenizer(raw.to_str(), "tokenizer.json"))
         expected.append([*(stream.push(i) for i in ids), stream.finish()])
     assert probe("decode", tokenizer=path, ids=lists) == expected
 
@@ -247,3 +250,56 @@ def test_stop_texts(probe, stop: list[str]) -> None:
         else:
             shown.append(text.finish())
         assert probe("stop", stop=stop, pieces=pieces) == {"shown": shown, "stopped": text.stopped}
+
+
+PATTERNS = ("pattern of llama 3", "pattern of qwen 2")
+NOT_IN_THE_SUBSET = {
+    *("NFC", "NFKC, lower case", "metaspace of older files", "digits, punctuation", "split at a text", "no decoder"),
+    "normalized and single words",
+    *(name for name in ACCEPTED if name.startswith("pattern of ") and name not in PATTERNS),
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_what_python_accepts_gives_the_same_ids_or_is_not_supported(probe, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(written(ACCEPTED[name]))
+    texts = [*TEXTS, "a" * 50, " the cat  <x> <x>  x", "what WHAT at the cat  \n\n"]
+    if name in NOT_IN_THE_SUBSET:
+        error = probe.refusal("encode", tokenizer=path, texts=texts, special=True)
+        assert str(error).startswith("this version cannot use tokenizer.json; got ")
+        return
+    python = BundleTokenizer.from_file(path)
+    found = [python.encode(text, add_special_tokens=True) for text in texts]
+    answers = probe("encode", tokenizer=path, texts=texts, special=True)
+    assert [answer["ids"] for answer in answers] == [expected.ids for expected in found]
+    streams = [TextStream(python) for _ in texts]
+    assert probe("decode", tokenizer=path, ids=[x.ids for x in found]) == [
+        [*map(stream.push, x.ids), stream.finish()] for stream, x in zip(streams, found, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_python_refuses_is_refused(probe, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(written(REFUSED[name][0]))
+    error = probe.refusal("encode", tokenizer=path, texts=["a"], special=True)
+    assert str(error).startswith(("this version cannot use tokenizer.json; got ", "tokenizer.json is not a tokenizer"))
+    assert len(str(error)) < 600
+
+
+def test_the_longest_prompt_is_that_of_python(probe, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(written(ACCEPTED["grows 64 times"]))
+    text = "c" * (MAX_TEXT_BYTES // 64 + 1)
+    with pytest.raises(PromptError) as refused:
+        BundleTokenizer.from_file(path).encode(text, add_special_tokens=False)
+    assert str(probe.refusal("encode", tokenizer=path, texts=[text], special=False)) == str(refused.value)
+    assert probe("encode", tokenizer=path, texts=[text[1:]], special=False)
+
+
+def test_a_file_that_is_nested_deeply_is_refused(probe, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(written({"truncation": json.loads("[" * 40 + "]" * 40)}))
+    error = probe.refusal("encode", tokenizer=path, texts=["a"], special=True)
+    assert str(error).startswith("tokenizer.json is not a tokenizer; got it is nested too deeply")

@@ -6,12 +6,14 @@ import pytest
 import torch
 from checkpoints import Geometry
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
+from tokenizer_files import REFUSED, written
+from tokenizers import Tokenizer, normalizers
 
 from ptp.errors import CheckpointError, ConfigError
 from ptp.export.checkpoint import SHORT_NAMES, find_weights, load_model, open_checkpoint
 from ptp.export.config import ExportConfig
 from ptp.export.plan import make_plan
+from ptp.export.tokenizer_file import shipped_tokenizer
 
 
 @pytest.fixture
@@ -237,6 +239,24 @@ def test_the_tokenizer_that_transformers_runs_is_the_one_that_ships(checkpoint, 
     opened.copy_files(tmp_path)
     shipped = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert shipped.encode("ABC").ids == opened.processor.tokenizer("ABC", add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["panics", "grows", f"pattern {'(a+)+$'!r}", "merge is no token"])
+def test_a_tokenizer_that_no_runtime_loads_is_refused(checkpoint, capfd, name):
+    (checkpoint / "tokenizer.json").write_text(written(REFUSED[name][0]))
+    with pytest.raises(CheckpointError) as error:
+        open_checkpoint(str(checkpoint), None, weights=False)
+    assert REFUSED[name][1] in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_tokenizer_that_transformers_makes_is_refused_too(checkpoint):
+    """It ships where the checkpoint has none, or another."""
+    opened = open_checkpoint(str(checkpoint), None, weights=False)
+    backend = opened.processor.tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Nmt()
+    with pytest.raises(CheckpointError, match=r"no runtime could use the tokenizer that transformers runs for .*'Nmt'"):
+        shipped_tokenizer(checkpoint, backend)
 
 
 def test_a_revision_of_a_folder_is_refused(checkpoint):

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ptp.runtime.detokenize import REPLACEMENT, TextStream
+from ptp.runtime.tokenizer import BundleTokenizer
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
 TEXTS = ["I see a cat.", "猫 is 你好", "👩‍👩‍👧 😀😀", " é\n\n ß", "где кот?"]
@@ -43,7 +44,7 @@ TOKENIZERS = {"byte-level": byte_level(), "llama": llama()}
 
 
 def pieces(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    stream = TextStream(tokenizer)
+    stream = TextStream(BundleTokenizer(tokenizer.to_str(), "tokenizer.json"))
     return [*(stream.push(token) for token in ids), stream.finish()]
 
 

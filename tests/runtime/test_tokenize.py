@@ -14,6 +14,7 @@ from ptp.chat import Chat
 from ptp.errors import PromptError
 from ptp.export.chat_format import adds_special_tokens, chat_format
 from ptp.runtime.tokenize import Prompt, Prompter
+from ptp.runtime.tokenizer import BundleTokenizer
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>"]
 CORPUS = ["What is in the picture? USER: ASSISTANT: [INST] [/INST] user assistant", "猫はどこにいますか 😀 где кот"]
@@ -132,7 +133,7 @@ def prompter(tokenizer: Tokenizer, template: str, max_prompt: int = 512) -> Prom
         max_prompt=max_prompt,
         chat=chat,
     )
-    return Prompter(prompting, tokenizer)
+    return Prompter(prompting, BundleTokenizer(tokenizer.to_str(), "tokenizer.json"))
 
 
 def oracle(tokenizer: Tokenizer, template: str, chat: Chat) -> tuple[list[int], list[int]]:
