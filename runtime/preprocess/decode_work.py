@@ -4,6 +4,7 @@ A file of a few kilobytes may ask for minutes of work that its size in pixels do
 go over all pixels, tiles of a TIFF that reach far beyond the image, an icon's picture that is larger than its entry.
 """
 
+import io
 import re
 
 from PIL import IcoImagePlugin, Image, TiffImagePlugin
@@ -24,22 +25,19 @@ _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _JPEG_COMPRESSIONS = (6, 7)
 
 
-def check_work(image: Image.Image, data: bytes, name: str, max_pixels: int) -> None:
+def check_work(image: Image.Image, data: bytes, name: str) -> None:
     """Refuse an image file whose decoding takes more work than the largest image's.
 
     Args:
         image: opened, not decoded.
         data: the file.
         name: what errors call it.
-        max_pixels: of the image that an icon holds.
 
     Raises:
         ImageError: it takes more.
     """
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _check_tiff(image, data, name)
-    elif isinstance(image, IcoImagePlugin.IcoImageFile):
-        _check_icon(image, data, name, max_pixels)
     elif data.startswith(b"\xff\xd8"):
         width, height = image.size
         most = min(MAX_SCANS, MAX_DECODED_PIXELS // (width * height))
@@ -82,14 +80,22 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile, data: bytes, name: str) ->
         raise ImageError(f"{name} takes too much work to decode", got=got, expected=expected)
 
 
-def _check_icon(image: IcoImagePlugin.IcoImageFile, data: bytes, name: str, max_pixels: int) -> None:
-    icon = image.ico
-    start = icon.entry[icon.getentryindex(image.size)].offset
+def check_icon(data: bytes, name: str, max_pixels: int) -> None:
+    """Refuse an icon whose picture is larger than `max_pixels`; Pillow decodes it when it opens the file.
+
+    Raises:
+        ImageError: it is larger.
+    """
+    try:
+        entry = IcoImagePlugin.IcoFile(io.BytesIO(data)).entry[0]  # the largest, which Pillow takes
+    except Exception:  # no icon: whether it is an image at all, Pillow says
+        return
+    start = entry.offset
     if data.startswith(b"\x89PNG", start):
         width, height = (int.from_bytes(data[start + at : start + at + 4], "big") for at in (16, 20))
     else:  # a bitmap, and below it a mask of the same height
         width, height = (abs(int.from_bytes(data[start + at : start + at + 4], "little", signed=True)) for at in (4, 8))
         height //= 2
     if width * height > max_pixels:
-        got = f"a picture of {width}x{height} pixels in an icon of {image.width}x{image.height}"
+        got = f"a picture of {width}x{height} pixels in an icon of {entry.width}x{entry.height}"
         raise ImageError(f"{name} is too large", got=got, expected=f"at most {max_pixels}")

@@ -12,13 +12,15 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ptp.errors import ImageError
-from ptp.runtime.preprocess.decode_work import MAX_FILE_BYTES, check_work
+from ptp.runtime.preprocess.decode_work import MAX_FILE_BYTES, check_icon, check_work
 
 MAX_PIXELS = 100_000_000
 """Largest image accepted: 300 MB as RGB; Pillow itself warns from 89 million pixels."""
 
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """Raster formats; the rest of what Pillow can open includes some that start other programs (EPS)."""
+
+_COMPOSITED_PIXELS = 1 << 20
 
 _ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.-]+:/|data:)", re.IGNORECASE)  # a Path has made one slash of two
 _SHOWN_CHARACTERS = 80  # of an address, which may hold the image itself
@@ -77,12 +79,12 @@ def load_image(source: str | Path | Image.Image) -> Image.Image:
         with _open(data, name) as image:
             _check_size(image, name)
             try:
-                check_work(image, data, name, MAX_PIXELS)
+                check_work(image, data, name)
             except ImageError:
                 raise
             except Exception as error:  # a header's values may be of any type
                 raise ImageError(f"{name} cannot be read as an image", got=error) from error
-            return _upright_rgb(image, name)
+            return _upright_rgb(image, name, in_place=True)
 
 
 def _read(source: str | Path) -> bytes:
@@ -107,6 +109,7 @@ def _read(source: str | Path) -> bytes:
 
 
 def _open(data: bytes, name: str) -> Image.Image:
+    check_icon(data, name, MAX_PIXELS)
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
@@ -127,8 +130,11 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise ImageError(f"{name} is empty", got=f"{width}x{height} pixels")
 
 
-def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+def _upright_rgb(image: Image.Image, name: str, *, in_place: bool = False) -> Image.Image:
     try:
+        if in_place:  # saves a copy, which exif_transpose makes also where nothing is turned
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
         return _to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
         raise ImageError(f"{name} cannot be decoded", got=error, do="check that the file is complete") from error
@@ -136,8 +142,14 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     # transformers' convert_to_rgb; `transparency` marks the transparent colour of palette and RGB PNG files
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    # some rows at a time: at once, it would hold four copies of the image
+    result = Image.new("RGB", image.size)
+    rows = max(1, _COMPOSITED_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        part = image.crop(box).convert("RGBA")
+        white = Image.new("RGBA", part.size, (255, 255, 255, 255))
+        result.paste(Image.alpha_composite(white, part).convert("RGB"), box)
+    return result

@@ -174,7 +174,7 @@ def test_scans_are_bounded_alike(probe, tmp_path: Path, side: int, scans: int) -
     if scans < 1000:
         assert decoded(probe, path).shape == (side, side, 3)
         return
-    with pytest.raises(ImageError, match="takes too much work to decode; got .* scans") as caught:
+    with pytest.raises(ImageError, match=r"takes too much work to decode; got .* scans") as caught:
         load_image(path)
     assert str(probe.refusal("image", path=path, out=tmp_path / "out")) == str(caught.value)
 
