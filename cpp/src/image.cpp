@@ -14,6 +14,19 @@ constexpr uint64_t MAX_IMAGE_BYTES = uint64_t{1} << 30;  // of a file: three tim
 constexpr std::string_view PNG_SIGNATURE = "\x89PNG\r\n\x1a\n";
 constexpr std::string_view JPEG_SIGNATURE = "\xff\xd8\xff";
 
+constexpr size_t SHOWN_CHARACTERS = 80;  // of an address, which may hold the image itself
+
+// Whether a name is `scheme:/...` or `data:...`; a scheme has two letters at least.
+bool is_address(std::string_view name) {
+    const auto is_letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); };
+    const size_t colon = name.find(':');
+    if (colon == std::string_view::npos || colon < 2 || !is_letter(name[0])) return false;
+    for (const char c : name.substr(0, colon)) {
+        if (!is_letter(c) && !(c >= '0' && c <= '9') && c != '+' && c != '.' && c != '-') return false;
+    }
+    return starts_with(name, "data:") || starts_with(name.substr(colon + 1), "/");
+}
+
 size_t bytes_per_pixel(ptp_pixel_format format) {
     switch (format) {
         case PTP_RGB: return 3;
@@ -67,6 +80,10 @@ Image decode_image(std::string_view bytes, const std::string& name) {
 Image load_image(const std::filesystem::path& path) {
     std::error_code problem;
     if (!std::filesystem::is_regular_file(path, problem)) {
+        if (is_address(path.string()))
+            throw Error(PTP_ERROR_IMAGE, path.string().substr(0, SHOWN_CHARACTERS) + " is an address")
+                .expected("an image file")
+                .advise("download it first");
         const bool exists = std::filesystem::exists(path, problem);
         throw Error(PTP_ERROR_IMAGE, path.string() + " is " + (exists ? "not a file" : "missing"))
             .expected("an image file");

@@ -4,6 +4,7 @@
 
 #include <jpeglib.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "error.hpp"
@@ -17,7 +18,10 @@ constexpr std::string_view EXIF = std::string_view("Exif\0\0", 6);
 constexpr std::string_view XMP = std::string_view("http://ns.adobe.com/xap/1.0/\0", 29);
 constexpr int EXIF_MARKER = JPEG_APP0 + 1;
 constexpr unsigned MAX_MARKER = 0xFFFF;
-constexpr int MAX_SCANS = 1000;  // a progressive file of a few kilobytes may ask for minutes of work
+
+// Most pixels that decoding may go over, and most scans: a progressive file of a few kilobytes may ask for minutes.
+constexpr int64_t MAX_DECODED_PIXELS = 16 * MAX_PIXELS;
+constexpr int64_t MAX_SCANS = 1000;
 
 struct Failure {
     jpeg_error_mgr base;
@@ -39,14 +43,6 @@ void on_error(j_common_ptr info) {
 }
 
 void on_message(j_common_ptr) {}
-
-void on_progress(j_common_ptr common) {
-    auto* info = reinterpret_cast<j_decompress_ptr>(common);
-    if (info->input_scan_number <= MAX_SCANS) return;
-    auto* failure = reinterpret_cast<Failure*>(common->err);
-    std::snprintf(failure->text, sizeof failure->text, "more than %d scans", MAX_SCANS);
-    std::longjmp(failure->jump, 1);
-}
 
 void no_source_work(j_decompress_ptr) {}
 
@@ -85,10 +81,8 @@ Outcome read_header(Decoder& decoder, std::string_view bytes) {
     return Outcome::done;
 }
 
-Outcome read_pixels(Decoder& decoder, uint8_t* pixels, size_t stride, jpeg_progress_mgr* progress) {
+Outcome read_pixels(Decoder& decoder, uint8_t* pixels, size_t stride) {
     if (setjmp(decoder.failure.jump)) return Outcome::failed;
-    progress->progress_monitor = on_progress;
-    decoder.info.progress = progress;
     if (!jpeg_start_decompress(&decoder.info)) return Outcome::truncated;
     while (decoder.info.output_scanline < decoder.info.output_height) {
         JSAMPROW row = pixels + decoder.info.output_scanline * stride;
@@ -102,6 +96,35 @@ void refuse(Outcome outcome, const Decoder& decoder, const std::string& name) {
     throw Error(PTP_ERROR_IMAGE, name + " cannot be decoded")
         .got(outcome == Outcome::truncated ? "image file is truncated" : decoder.failure.text)
         .advise("check that the file is complete");
+}
+
+// Return the number of scans, up to the end marker or the end of the data.
+int64_t count_scans(std::string_view bytes) {
+    constexpr unsigned char SOI = 0xD8, EOI = 0xD9, SOS = 0xDA, SOF0 = 0xC0, RST0 = 0xD0, FILL = 0xFF;
+    const auto byte = [&](size_t place) { return static_cast<unsigned char>(bytes[place]); };
+    int64_t scans = 0;
+    for (size_t place = bytes.find('\xff'); place != std::string_view::npos; place = bytes.find('\xff', place)) {
+        while (place < bytes.size() && byte(place) == FILL) ++place;
+        if (place == bytes.size()) break;
+        const unsigned char code = byte(place++);
+        if (code == EOI) break;
+        if (code < SOF0 || (code >= RST0 && code <= SOI)) continue;  // stuffed zeros, restarts, no segment
+        if (code == SOS) ++scans;
+        const size_t length = place + 2 <= bytes.size() ? byte(place) * size_t{256} + byte(place + 1) : 0;
+        place += std::max(length, size_t{2});
+        if (place >= bytes.size()) break;
+    }
+    return scans;
+}
+
+void check_work(std::string_view bytes, const Image& image, const std::string& name) {
+    const int64_t most = std::min(MAX_SCANS, MAX_DECODED_PIXELS / (int64_t{image.width} * image.height));
+    const int64_t scans = count_scans(bytes);
+    if (scans <= most) return;
+    const std::string size = std::to_string(image.width) + "x" + std::to_string(image.height);
+    throw Error(PTP_ERROR_IMAGE, name + " takes too much work to decode")
+        .got(std::to_string(scans) + " scans of " + size + " pixels")
+        .expected("at most " + std::to_string(most));
 }
 
 void collect_metadata(const Decoder& decoder, Decoded& decoded) {
@@ -150,12 +173,12 @@ Decoded decode_jpeg(std::string_view bytes, const std::string& name) {
     }
     Decoded decoded;
     decoded.image = Image(decoder.info.image_width, decoder.info.image_height, name);
+    check_work(bytes, decoded.image, name);
     collect_metadata(decoder, decoded);
     const size_t stride = decoder.info.image_width * static_cast<size_t>(components);
     std::vector<uint8_t> samples(components == 3 ? 0 : stride * decoder.info.image_height);
-    jpeg_progress_mgr progress{};
-    refuse(read_pixels(decoder, components == 3 ? decoded.image.pixels.data() : samples.data(), stride, &progress),
-           decoder, name);
+    uint8_t* out = components == 3 ? decoded.image.pixels.data() : samples.data();
+    refuse(read_pixels(decoder, out, stride), decoder, name);
     if (components != 3) to_rgb(samples, components, decoded.image);
     return decoded;
 }

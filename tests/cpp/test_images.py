@@ -163,6 +163,30 @@ def test_other_files_are_refused(probe, tmp_path: Path, name: str, data: bytes |
         load_image(path)
 
 
+@pytest.mark.parametrize(("side", "scans"), [(2000, 5000), (16, 900), (16, 5000)])
+def test_scans_are_bounded_alike(probe, tmp_path: Path, side: int, scans: int) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side)).save(buffer, "JPEG", progressive=True)
+    data, path = buffer.getvalue(), tmp_path / "scans.jpg"
+    last = data.rfind(b"\xff\xda")
+    thumbnail = b"\xff\xe2\x08\x02" + (b"\xff\xda" * 1024)
+    path.write_bytes(data[:2] + thumbnail + data[2:last] + data[last:-2] * scans + data[-2:])
+    if scans < 1000:
+        assert decoded(probe, path).shape == (side, side, 3)
+        return
+    with pytest.raises(ImageError, match=r"takes too much work to decode; got .* scans") as caught:
+        load_image(path)
+    assert str(probe.refusal("image", path=path, out=tmp_path / "out")) == str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["https://example.com/a.png", "data:image/png;base64," + "A" * 9000])
+def test_addresses_are_refused(probe, tmp_path: Path, address: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        load_image(address)
+    error = probe.refusal("image", path=address, out=tmp_path / "out")
+    assert (error.status, str(error)) == ("PTP_ERROR_IMAGE", str(caught.value))
+
+
 @pytest.mark.parametrize("name", ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"])
 def test_resize_equals_pillow(probe, tmp_path: Path, name: str) -> None:
     path, out = tmp_path / "in.png", tmp_path / "out.raw"

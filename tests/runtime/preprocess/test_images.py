@@ -1,5 +1,10 @@
 """Every mode and orientation reads as transformers reads it; nothing that is not an image gets through."""
 
+import io
+import struct
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +13,7 @@ from PIL import Image, ImageOps
 from transformers.image_transforms import convert_to_rgb
 
 from ptp.errors import ImageError
-from ptp.runtime.preprocess import images
+from ptp.runtime.preprocess import decode_work, images
 from ptp.runtime.preprocess.images import load_image
 
 
@@ -136,3 +141,162 @@ def test_the_bound_counts_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_image(noise("L")).size == (23, 17)
     with pytest.raises(ImageError, match="23x18 = 414 pixels"):
         load_image(noise("L", (23, 18)))
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def repeated_scans(side: int, count: int, **options: object) -> bytes:
+    """A progressive JPEG whose last scan is there `count` times."""
+    data = encoded(Image.new("RGB", (side, side)), "JPEG", progressive=True, **options)
+    last = data.rfind(b"\xff\xda")
+    return data[:last] + data[last:-2] * count + data[-2:]
+
+
+def tiff(size: tuple[int, int], tags: dict[int, int | tuple[int, ...]], content: bytes = b"") -> bytes:
+    """A TIFF of one directory; `content` begins at byte 8."""
+    tags = {256: size[0], 257: size[1], 258: 8, 259: 1, 262: 1, 277: 1} | tags
+    arrays, entries = b"", b""
+    start = 8 + len(content)
+    place = start + 2 + 12 * len(tags) + 4
+    for tag, value in sorted(tags.items()):
+        if isinstance(value, int):
+            entries += struct.pack("<HHII", tag, 4, 1, value)
+            continue
+        entries += struct.pack("<HHII", tag, 4, len(value), place + len(arrays))
+        arrays += struct.pack(f"<{len(value)}I", *value)
+    return b"II*\0" + struct.pack("<I", start) + content + struct.pack("<H", len(tags)) + entries + bytes(4) + arrays
+
+
+def icon(picture: bytes) -> bytes:
+    """An icon whose directory says 16x16."""
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(picture), 22) + picture
+
+
+WORK = {
+    "scans.jpg": (lambda: repeated_scans(2000, 5000), r"got 500\d scans of 2000x2000 pixels; expected at most 400$"),
+    "many scans.jpg": (lambda: repeated_scans(16, 5000), r"scans of 16x16 pixels; expected at most 1000$"),
+    "restarts.jpg": (lambda: repeated_scans(64, 5000, restart_marker_blocks=1), "takes too much work"),
+    "tiles.tiff": (
+        lambda: tiff((9, 9), {322: 60000, 323: 60000, 324: 8, 325: 9}),
+        r"got 1 parts of 60000x60000 pixels; expected at most 1600000000 pixels$",
+    ),
+    "wide tiles.tiff": (
+        lambda: tiff((16, 32000), {322: 60000, 323: 16, 324: (8,) * 2000, 325: (9,) * 2000}),
+        "2000 parts of 60000x16 pixels",
+    ),
+    "shared strips.tiff": (
+        lambda: tiff((900, 900), {278: 1, 273: (8,) * 900, 279: (2_000_000,) * 900}),
+        r"got 900 parts of 1800000000 bytes; expected at most 1073741824 bytes$",
+    ),
+    "icon.ico": (
+        lambda: icon(encoded(Image.new("1", (10_001, 10_000)), "PNG")),
+        r"a picture of 10001x10000 pixels in an icon of 16x16; expected at most 100000000$",
+    ),
+    "bitmap icon.ico": (
+        lambda: icon(struct.pack("<IiiHHIIiiII", 40, 12_000, 24_000, 1, 32, 0, 0, 0, 0, 0, 0)),
+        "a picture of 12000x12000 pixels",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_what_takes_more_work_than_the_largest_image_is_refused_before_decoding(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, message = WORK[name]
+    (tmp_path / name).write_bytes(make())
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match=message):
+        load_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_scans_of_the_jpegs_inside_a_tiff_count(tiled: bool, tmp_path: Path) -> None:
+    jpeg = repeated_scans(2000, 401)
+    places = {324: 8, 325: len(jpeg), 322: 2000, 323: 2000} if tiled else {273: 8, 279: len(jpeg), 278: 2000}
+    (tmp_path / "image.tiff").write_bytes(tiff((2000, 2000), {259: 7} | places, jpeg))
+    with pytest.raises(ImageError, match=r"got 41\d parts of 2000x2000 pixels"):
+        load_image(tmp_path / "image.tiff")
+
+
+def test_scans_are_counted_as_libjpeg_reads_them() -> None:
+    plain = encoded(noise("RGB", (200, 200)), "JPEG", restart_marker_blocks=1)
+    assert decode_work.count_scans(plain) == 1
+    assert decode_work.count_scans(encoded(noise("RGB", (200, 200)), "JPEG", progressive=True)) == 10
+    thumbnail = b"\xff\xe2" + struct.pack(">H", len(plain[:9000]) + 2) + plain[:9000]
+    assert decode_work.count_scans(plain[:2] + thumbnail + plain[2:]) == 1
+    assert decode_work.count_scans(plain + plain) == 1  # what follows the end is another picture
+
+
+class Held(io.BytesIO):
+    """A file of which no more is read until it is let go."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.hold, self.reached, self.let_go = False, threading.Event(), threading.Event()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.hold:
+            self.reached.set()
+            assert self.let_go.wait(60)
+        return super().read(size)
+
+
+def test_a_thread_decodes_while_another_is_inside_a_decode(tmp_path: Path) -> None:
+    noise("RGB").save(tmp_path / "image.png")
+    filters = list(warnings.filters)
+    file = Held(encoded(noise("RGB"), "PNG"))
+    slow = Image.open(file)
+    file.hold = True
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(load_image, slow)
+        try:
+            assert file.reached.wait(60)
+            assert threads.submit(load_image, tmp_path / "image.png").result(60).size == (23, 17)
+            assert not first.done()
+        finally:
+            file.let_go.set()
+        assert first.result(60).size == (23, 17)
+    assert warnings.filters == filters
+
+
+@pytest.mark.parametrize(
+    "address", ["https://example.com/a.png", "s3://bucket/a.png", "data:image/png;base64," + "A" * 9000]
+)
+@pytest.mark.parametrize("kind", [str, Path])
+def test_addresses_are_refused(address: str, kind: type) -> None:
+    with pytest.raises(ImageError, match=r"is an address; expected an image file; download it first$") as caught:
+        load_image(kind(address))
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b.png", "a\udcff.png"])
+def test_names_that_no_file_can_have_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"is missing|cannot be read"):
+        load_image(tmp_path / name)
+
+
+def test_a_file_is_bounded_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    with path.open("wb") as file:
+        file.truncate(images.MAX_FILE_BYTES + 1)  # sparse
+    with pytest.raises(ImageError, match=r"is too large.*1073741824 bytes"):
+        load_image(path)
+
+
+@pytest.mark.parametrize(("mode", "transparency"), [("RGBA", None), ("P", 3), ("L", 40)])
+def test_transparency_is_composited_some_rows_at_a_time(
+    mode: str, transparency: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "image.png"
+    noise(mode, (40, 90)).save(path, transparency=transparency)
+    monkeypatch.setattr(images, "_COMPOSITED_PIXELS", 400)
+    sizes, composite = [], Image.alpha_composite
+    monkeypatch.setattr(Image, "alpha_composite", lambda a, b: (sizes.append(b.size), composite(a, b))[1])
+    loaded = np.asarray(load_image(path))
+    assert sizes == [(40, 10)] * 9
+    np.testing.assert_array_equal(loaded, oracle(path))
