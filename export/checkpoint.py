@@ -1,5 +1,6 @@
 """Find a checkpoint, read its configuration, and load its weights strictly through transformers' own classes."""
 
+import copy
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,9 +22,10 @@ from ptp.export import weights
 from ptp.export.adapters import adapter_for
 from ptp.export.adapters.base import Adapter
 from ptp.export.chat_format import adds_special_tokens, chat_format
-from ptp.export.checkpoint_files import check_small_files, checked_file, read_json
-from ptp.export.config_values import check_values
+from ptp.export.checkpoint_files import checked_file, read_json, small_files
+from ptp.export.config_values import check_sizes, check_values
 from ptp.export.gates import witness
+from ptp.export.token_ids import check_ids, end_tokens
 from ptp.export.tokenizer_file import check_tokenizer, shipped_tokenizer
 from ptp.export.weights import Skeleton, Weights
 
@@ -47,6 +49,9 @@ COPIED = (
 )
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 LARGE_FILES = ["*.safetensors", "evaluation/*"]
+LOCAL: Any = {"trust_remote_code": False, "local_files_only": True}
+"""How transformers reads a folder: no code of it is run, and nothing else is asked for."""
+
 Progress = Callable[[int, int], None]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -61,6 +66,7 @@ class Checkpoint:
         folder: where its files are.
         adapter: the family's adapter.
         config: transformers' configuration.
+        generation_config: the checkpoint's, or what transformers makes of the configuration.
         processor: transformers' processor, its image processor in PIL form.
         chat: the chat template's text around a question.
     """
@@ -70,6 +76,7 @@ class Checkpoint:
     folder: Path
     adapter: type[Adapter]
     config: Any
+    generation_config: GenerationConfig
     processor: Any
     chat: ChatFormat
 
@@ -98,6 +105,8 @@ class Checkpoint:
             generation_config: that of the loaded model.
             max_prompt: most text tokens of a prompt.
 
+        Raises:
+            CheckpointError: an end token is no id of the model.
         """
         token, tokenizer = self.processor.image_token, self.processor.tokenizer
         eos = generation_config.eos_token_id
@@ -106,7 +115,7 @@ class Checkpoint:
             image_token=token,
             image_token_id=self.config.image_token_id,
             add_special_tokens=adds_special_tokens(self.chat, token, tokenizer.bos_token),
-            eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+            eos_token_ids=end_tokens(eos, self.config.text_config.vocab_size),
             max_prompt=max_prompt,
             chat=self.chat,
         )
@@ -140,25 +149,42 @@ def open_checkpoint(model: str, revision: str | None, *, weights: bool) -> Check
         raise CheckpointError(
             f"{folder} is not a checkpoint in Hugging Face layout", expected="a folder with config.json"
         )
-    check_small_files(folder)
-    data = read_json(folder / "config.json")
-    adapter = adapter_for(data.get("model_type") if isinstance(data, dict) else None)
-    with _transformers_errors(folder):
-        config = AutoConfig.from_pretrained(folder)
+    with small_files(folder) as files, _transformers_errors(folder, files):
+        data = read_json(files / "config.json")
+        adapter = adapter_for(data.get("model_type") if isinstance(data, dict) else None)
+        check_sizes(data)
+        config = AutoConfig.from_pretrained(files, **LOCAL)
+        config._attn_implementation = "sdpa"  # what a checkpoint names may be code on the hub
         check_values(config)
         adapter.check(config)
         check_tokenizer(folder)
-        processor = adapter.load_processor(folder, AutoTokenizer.from_pretrained(folder))
+        processor = adapter.load_processor(files, AutoTokenizer.from_pretrained(files, **LOCAL))
         adapter.tiling(config, processor.image_processor)
-        _check_tokenizer(processor, config)
+        _check_image_token(processor, config)
         shipped_tokenizer(folder, processor.tokenizer.backend_tokenizer)
         chat = chat_format(processor, _template(processor, name), name)
-    return Checkpoint(
-        id=name, revision=commit, folder=folder, adapter=adapter, config=config, processor=processor, chat=chat
+        generation = _generation_config(files, config)
+    checkpoint = Checkpoint(
+        id=name,
+        revision=commit,
+        folder=folder,
+        adapter=adapter,
+        config=config,
+        generation_config=generation,
+        processor=processor,
+        chat=chat,
     )
+    checkpoint.prompting(generation, 1)
+    return checkpoint
 
 
-def _check_tokenizer(processor: Any, config: Any) -> None:
+def _generation_config(files: Path, config: Any) -> GenerationConfig:
+    if (files / "generation_config.json").exists():
+        return GenerationConfig.from_pretrained(files, local_files_only=True)
+    return GenerationConfig.from_model_config(config)
+
+
+def _check_image_token(processor: Any, config: Any) -> None:
     """Refuse a tokenizer that does not fit the model.
 
     Raises:
@@ -170,15 +196,7 @@ def _check_tokenizer(processor: Any, config: Any) -> None:
         raise CheckpointError(
             f"the tokenizer's id of {token!r} is not the model's image_token_index", got=found, expected=expected
         )
-    beyond = sorted((number, name) for name, number in tokenizer.get_vocab().items() if number >= rows)
-    if beyond:
-        number, name = beyond[0]
-        raise CheckpointError(
-            f"{len(beyond)} of the tokenizer's tokens have no embedding",
-            got=f"{name!r} with id {number}",
-            expected=f"ids below vocab_size {rows}",
-            do="resize the model's embedding (resize_token_embeddings) or remove the tokens",
-        )
+    check_ids(tokenizer, rows)
 
 
 def _template(processor: Any, name: str) -> str:
@@ -232,8 +250,7 @@ def load_model(checkpoint: Checkpoint, values: Weights) -> Any:
     """
     with _transformers_errors(checkpoint.folder):
         model = weights.empty_model(checkpoint.adapter.load_class(), checkpoint.config, values.untied)
-        if (checkpoint.folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
+        model.generation_config = copy.deepcopy(checkpoint.generation_config)
         weights.fill(model, values)
     return model
 
@@ -268,8 +285,13 @@ def _locate(model: str, revision: str | None, *, weights: bool) -> tuple[Path, s
 
 
 @contextmanager
-def _transformers_errors(folder: Path) -> Iterator[None]:
-    """Turn whatever transformers raises on a bad folder into one line, and silence its progress bars."""
+def _transformers_errors(folder: Path, files: Path | None = None) -> Iterator[None]:
+    """Turn whatever transformers raises on a bad folder into one line, and silence its progress bars.
+
+    Args:
+        folder: the checkpoint.
+        files: copies of its small files, where transformers reads them; messages name the checkpoint.
+    """
     verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -278,7 +300,8 @@ def _transformers_errors(folder: Path) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:  # OSError, ValueError, KeyError, SafetensorError, … by version and by damage
-        raise CheckpointError(f"cannot load {folder}", got=cause(error)) from error
+        got = cause(error) if files is None else cause(error).replace(str(files), str(folder))
+        raise CheckpointError(f"cannot load {folder}", got=got) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
         if bars:

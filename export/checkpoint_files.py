@@ -2,9 +2,12 @@
 
 import json
 import os
+import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ptp.errors import CheckpointError
@@ -37,7 +40,7 @@ SMALL_FILES = (
 )
 """What transformers reads of a checkpoint beside its weights, as far as it is there."""
 
-TOKENIZER_FILES = ("tokenizer.json", "chat_template.jinja", "tokenizer.model", "vocab.json", "merges.txt")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER = "adapter_config.json"
@@ -52,10 +55,27 @@ def check_small_files(folder: Path) -> None:
     """
     for name in SMALL_FILES:
         if os.path.lexists(folder / name):
-            is_config = name.endswith(".json") and name not in TOKENIZER_FILES
+            is_config = name not in TOKENIZER_FILES
             path = checked_file(folder, name, most=MAX_CONFIG_BYTES if is_config else MAX_SMALL_BYTES)
-            if is_config:
+            if is_config and name.endswith(".json"):
                 read_json(path)
+
+
+@contextmanager
+def small_files(folder: Path) -> Iterator[Path]:
+    """Yield a folder that holds copies of a checkpoint's small files and nothing else, so that nothing else is read.
+
+    Code that a checkpoint brings along is not there, nor is a file that only another version of transformers looks at.
+
+    Raises:
+        CheckpointError: see `check_small_files`.
+    """
+    check_small_files(folder)
+    with TemporaryDirectory(prefix="ptp-") as copies:
+        for name in SMALL_FILES:
+            if (folder / name).exists():
+                shutil.copyfile(checked_file(folder, name), Path(copies) / name)
+        yield Path(copies)
 
 
 def checked_file(folder: Path, name: str, *, most: int | None = None) -> Path:

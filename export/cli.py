@@ -62,7 +62,7 @@ def export(
     from ptp.export.checkpoint import find_weights, open_checkpoint
     from ptp.export.checkpoint_files import holds_weights
     from ptp.export.config import DEFAULT_OPSET, QUANTIZED_OPSET, ExportConfig, parse_grid, parse_keep
-    from ptp.export.failures import one_line
+    from ptp.export.failures import one_line, quiet_libraries
     from ptp.export.pipeline import export as run_export
     from ptp.export.plan import make_plan
     from ptp.report.page import REPORT_NAME
@@ -93,14 +93,14 @@ def export(
     )
     console = Console(highlight=False, soft_wrap=True)
     if dry_run:
-        with one_line(lambda: "planning the export"):
+        with quiet_libraries(), one_line(lambda: "planning the export"):
             checkpoint = open_checkpoint(config.model, config.revision, weights=False)
             plan = make_plan(config, checkpoint)
             if holds_weights(checkpoint.folder):
                 find_weights(checkpoint, config.precision)
             _print_plan(console, plan, checkpoint)
         return
-    with _progress() as progress:
+    with quiet_libraries(), _progress() as progress:
         bundle = run_export(config, progress)
     manifest = bundle.manifest
     total = sum(entry.bytes for entry in manifest.files.values())

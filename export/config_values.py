@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, TypeGuard
 
 from ptp.bundle.manifest import MAX_DIMENSION
@@ -42,6 +43,23 @@ ROPE_TYPES = {
 """Rotary embeddings whose frequencies do not depend on the length of the text, and the numbers that each needs."""
 
 
+def check_sizes(data: Any) -> None:
+    """Refuse sizes of no model before transformers sees them: it makes lists of that length.
+
+    Args:
+        data: `config.json`; what it does not say is transformers' default.
+
+    Raises:
+        CheckpointError: all such sizes.
+    """
+    problems: list[str] = []
+    for name, bounds in (("text_config", TEXT_SIZES), ("vision_config", VISION_SIZES)):
+        part = data.get(name)
+        stated = {key: part[key] for key in bounds if type(part.get(key)) is int} if isinstance(part, dict) else {}
+        problems += _sizes(SimpleNamespace(**stated), name, {key: bounds[key] for key in stated})
+    _refuse(problems)
+
+
 def check_values(config: Any) -> None:
     """Refuse a configuration with values that no model can have.
 
@@ -57,11 +75,19 @@ def check_values(config: Any) -> None:
         problems = [*_relations(config), *_feature_layers(config), *_rope(config.text_config)]
     if getattr(config, "quantization_config", None) or getattr(config.text_config, "quantization_config", None):
         problems.append("quantization_config: quantised checkpoints are not read")
+    _refuse(problems)
+
+
+def _refuse(problems: list[str]) -> None:
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise CheckpointError(
             "config.json describes a model that cannot be exported", got="; ".join(problems[:4]) + more
         )
+
+
+def _is_size(value: Any) -> bool:
+    return value is None or (_is_integer(value) and value >= 1)
 
 
 def _is_integer(value: Any) -> TypeGuard[int]:
@@ -92,6 +118,11 @@ def _relations(config: Any) -> Iterator[str]:
             f"vision_config.image_size {vision.image_size} is not 1 to {MAX_TOKENS_PER_SIDE} times "
             f"patch_size {vision.patch_size}"
         )
+    if not _is_size(window := getattr(text, "sliding_window", None)):
+        yield f"text_config.sliding_window is {str(window)[:40]}, not 1 or more"
+    for name, eps in (("text_config.rms_norm_eps", text.rms_norm_eps), ("layer_norm_eps", vision.layer_norm_eps)):
+        if not (isinstance(eps, float) and math.isfinite(eps) and eps > 0):
+            yield f"{name} is {str(eps)[:40]}, not a number above 0"
     if getattr(vision, "num_channels", 3) != 3:
         yield f"vision_config.num_channels is {str(vision.num_channels)[:40]}, not 3"
     if not _is_integer(config.image_token_id) or not 0 <= config.image_token_id < text.vocab_size:
@@ -115,6 +146,11 @@ def _rope(text: Any) -> Iterator[str]:
         known = ", ".join(ROPE_TYPES)
         yield f"rope_type is {str(kind)[:40]!r}, whose frequencies change with the length; supported are {known}"
         return
+    # Llama's own default form does not read it
+    if kind != "default" and (partial := rope.get("partial_rotary_factor")) not in (None, 1):
+        yield f"rope_parameters.partial_rotary_factor is {str(partial)[:40]}, not 1"
+    if kind == "llama3" and rope.get("low_freq_factor") == rope.get("high_freq_factor"):
+        yield f"rope_parameters.high_freq_factor is {str(rope.get('high_freq_factor'))[:40]}, not above low_freq_factor"
     for key in ("rope_theta", *ROPE_TYPES[kind]):
         value = rope.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):

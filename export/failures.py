@@ -1,5 +1,7 @@
-"""What a library raises in the middle of an export, as one line that says in which step."""
+"""What a library raises in the middle of an export, as one line that says in which step, and nothing else of it."""
 
+import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -25,3 +27,16 @@ def one_line(step: Callable[[], str]) -> Iterator[None]:
         for note in getattr(error, "__notes__", ()):  # such as how to go on
             failure.add_note(note)
         raise failure from error
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep warnings and log lines of libraries off the terminal: stderr is for the one line of an error."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

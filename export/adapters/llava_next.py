@@ -23,6 +23,12 @@ RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 MAX_GRIDS, MAX_GRID_SIDE = 1024, 1024
 """What a manifest can describe."""
 
+MAX_VISUAL_TOKENS = 1 << 18
+"""Of one image, unpruned: 91 times LLaVA-NeXT's."""
+
+MAX_TILE_VALUES = 1 << 25
+"""Pixels of all tiles of one image, times three: 19 times LLaVA-NeXT's."""
+
 
 class ClipTileEncoder(TileEncoder):
     """CLIP vision tower up to the feature layer, with the CLS attention of one block on the way.
@@ -139,10 +145,17 @@ class LlavaNext:
                 "the image processor leaves steps out", got=f"{', '.join(off)} off", expected="all on"
             )
         grids = tuple((height // size, width // size) for height, width in pinpoints)
+        tiles, side = 1 + max(rows * columns for rows, columns in grids), size // config.vision_config.patch_size
+        for what, number, most in (
+            ("visual tokens", tiles * side**2, MAX_VISUAL_TOKENS),
+            ("pixels, times three,", tiles * 3 * size**2, MAX_TILE_VALUES),
+        ):
+            if number > most:
+                raise CheckpointError(f"an image has too many {what} in {tiles} tiles", got=number, expected=most)
         return Tiling(
             tile_size=size,
-            tokens_per_side=size // config.vision_config.patch_size,
-            max_tiles=1 + max(rows * columns for rows, columns in grids),
+            tokens_per_side=side,
+            max_tiles=tiles,
             grids=grids,
             resample=_resample(image_processor.resample),
             rescale_factor=_positive(image_processor.rescale_factor, "rescale_factor"),
@@ -178,7 +191,7 @@ def _is_grid(pair: Any, size: int) -> bool:
 
 def _sides(size: Any) -> Any:
     """Return the one side that an image processor's size has in whatever form; None where it has none, or two."""
-    sides = {getattr(size, name, None) for name in ("shortest_edge", "height", "width")} - {None}
+    sides = {getattr(size, name, None) for name in ("shortest_edge", "longest_edge", "height", "width")} - {None}
     return sides.pop() if len(sides) == 1 else None
 
 

@@ -1,8 +1,10 @@
 """What no export can be made of is one line, before any work: `--dry-run` says it, too."""
 
 import json
+import logging
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -88,6 +90,16 @@ CONFIGS: dict[str, tuple[Change, str]] = {
     "no factor": (rope(rope_type="linear"), "factor"),
     "factor of zero": (rope(rope_type="linear", factor=0), "rope_parameters.factor is 0, not a number above 0"),
     "theta": (rope(rope_type="default", rope_theta=-1.0), "rope_parameters.rope_theta is -1.0"),
+    "rope of half a head": (
+        rope(rope_type="linear", factor=2.0, partial_rotary_factor=0.5),
+        "partial_rotary_factor is 0.5",
+    ),
+    "no band": (
+        rope(rope_type="llama3", factor=2.0, low_freq_factor=1.0, high_freq_factor=1.0),
+        "high_freq_factor is 1.0",
+    ),
+    "window": (text(sliding_window=-1), "text_config.sliding_window is -1, not 1 or more"),
+    "epsilon": (text(rms_norm_eps=float("nan")), "text_config.rms_norm_eps is nan"),
     "no layers": (text(num_hidden_layers=0), "text_config.num_hidden_layers is 0, not 1 to 512"),
     "absurd layers": (text(num_hidden_layers=10**9), "text_config.num_hidden_layers is 1000000000"),
     "absurd width": (vision(hidden_size=1 << 40), "vision_config.hidden_size is 1099511627776"),
@@ -123,6 +135,31 @@ def test_a_configuration_of_no_model_is_refused(name: str, folder: Path, refused
     assert problem in refused()
 
 
+def test_absurd_sizes_are_refused_before_transformers_makes_lists_of_them(
+    tiny_checkpoint, tmp_path, monkeypatch
+) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint("qwen2"), tmp_path / "checkpoint"))
+    text(num_hidden_layers=10**9, layer_types=None)(folder)
+    monkeypatch.delattr("ptp.export.checkpoint.AutoConfig")
+    with pytest.raises(CheckpointError, match=r"text_config\.num_hidden_layers is 1000000000, not 1 to 512"):
+        open_checkpoint(str(folder), None, weights=False)
+
+
+@pytest.mark.parametrize(
+    ("rows", "patch", "problem"),
+    [
+        (60, 14, "too many pixels, times three, in 3601 tiles; got 33878208"),
+        (15, 1, "too many visual tokens in 226 tiles"),
+    ],
+)
+def test_an_image_of_too_much_work_is_refused(rows: int, patch: int, problem: str, folder: Path, refused) -> None:
+    grids = [[56 * rows, 56 * rows]]
+    top(image_grid_pinpoints=grids)(folder)
+    vision(patch_size=patch)(folder)
+    edit_processor(folder, image_grid_pinpoints=grids)
+    assert problem in refused()
+
+
 @pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
 def test_frequencies_that_do_not_depend_on_the_length_are_planned(kind: str, folder: Path) -> None:
     llama3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
@@ -145,6 +182,10 @@ PROCESSORS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown filter": ({"resample": 99}, "resample cannot be used; got 99"),
     "named filter": ({"resample": "bicubic"}, "resample"),
     "negative filter": ({"resample": -1}, "resample cannot be used; got -1"),
+    "size with a limit": (
+        {"size": {"shortest_edge": 56, "longest_edge": 60}},
+        "does not match the model; got size None",
+    ),
     "no crop": ({"crop_size": None}, "the image processor does not match the model; got size 56, crop None"),
     "another crop": ({"crop_size": {"height": 56, "width": 28}}, "the image processor does not match the model"),
     "no size": ({"size": None}, ""),
@@ -186,6 +227,19 @@ def too_many_tokens(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def ids_around(folder: Path) -> None:
+    """A token that no vocabulary has stands before every text."""
+    piece, ids = {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"id": "<s>", "ids": [9999], "tokens": ["<s>"]}
+    single = [piece, {"Sequence": {"id": "A", "type_id": 0}}]
+    pair = [*single, {"Sequence": {"id": "B", "type_id": 1}}]
+    template = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": {"<s>": ids}}
+    edit(folder / "tokenizer.json", post_processor=template)
+
+
+def end_token(value: Any) -> Change:
+    return lambda folder: edit(folder / "generation_config.json", eos_token_id=value)
+
+
 def nested(folder: Path) -> None:
     (folder / "config.json").write_text('{"a":' * 100_000)
 
@@ -207,6 +261,10 @@ def link_out(folder: Path, name: str) -> None:
 
 FILES: dict[str, tuple[Change, str]] = {
     "tokens without embedding": (too_many_tokens, "2 of the tokenizer's tokens have no embedding; got '<loc_"),
+    "ids around a text": (ids_around, "1 of the tokenizer's tokens have no embedding; got '' with id 9999"),
+    "end token beyond": (end_token([2, 10**9]), "eos_token_id is not an id of the model; got 1000000000"),
+    "end token that is text": (end_token("</s>"), "eos_token_id is not an id of the model; got </s>"),
+    "end token that is true": (end_token(True), "eos_token_id is not an id of the model; got True"),
     "fifo": (lambda f: os.mkfifo(again(f, "config.json")), "config.json is not a file"),
     "fifo beside it": (lambda f: os.mkfifo(again(f, "tokenizer_config.json")), "tokenizer_config.json is not a file"),
     "device": (lambda f: again(f, "config.json").symlink_to("/dev/zero"), "config.json is not a file"),
@@ -234,6 +292,23 @@ def test_small_files_that_cannot_be_used_are_refused(name: str, folder: Path, re
     change, problem = FILES[name]
     change(folder)
     assert problem in refused()
+
+
+def test_nothing_but_the_small_files_is_read_and_no_code_is_run(folder: Path) -> None:
+    (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    for name, classes in (
+        ("config.json", {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}),
+        ("processor_config.json", {"AutoProcessor": "evil.Evil", "AutoImageProcessor": "evil.Evil"}),
+    ):
+        edit(folder / name, auto_map=classes)
+    edit(folder / "tokenizer_config.json", tokenizer_class="Evil")
+    edit(folder / "config.json", _attn_implementation="owner/kernel")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates/default.jinja").write_bytes(b"\xff")
+    checkpoint = open_checkpoint(str(folder), None, weights=False)
+    assert checkpoint.config.text_config._attn_implementation == "sdpa"
+    assert not (folder / "ran").exists()
 
 
 @pytest.mark.parametrize("instruction", ["none", "similarity", "attention"])
@@ -269,6 +344,23 @@ def test_what_a_library_raises_is_one_line_with_the_step(folder: Path, tmp_path:
         export(ExportConfig(model=str(folder), out=tmp_path / "out", keep=Fraction(1, 2)))
     assert isinstance(failed.value.__cause__, torch._dynamo.exc.UserError)
     assert not list(tmp_path.glob(".out*"))
+
+
+def test_warnings_and_log_lines_of_libraries_are_not_shown(folder: Path, monkeypatch, capsys, caplog) -> None:
+    def talk(*_: object, **__: object) -> None:
+        warnings.warn("overflow in cast", RuntimeWarning, stacklevel=1)
+        logging.getLogger("torch.onnx").error("a thing")
+        raise CheckpointError("no")
+
+    monkeypatch.setattr("ptp.export.checkpoint.open_checkpoint", talk)
+    monkeypatch.setattr("ptp.export.pipeline.open_checkpoint", talk)
+    for more in (["--dry-run"], ["--out", str(folder.parent / "out")]):
+        with pytest.raises(SystemExit):
+            main(["export", "--model", str(folder), "--keep", "0.5", *more])
+        assert capsys.readouterr().err == "error: no\n"
+    assert not caplog.records
+    with pytest.warns(RuntimeWarning), pytest.raises(CheckpointError):
+        talk()
 
 
 def test_an_interruption_is_no_failure(folder: Path, tmp_path: Path, monkeypatch) -> None:
