@@ -58,9 +58,9 @@ class Prompter:
         Raises:
             BundleError: `tokenizer.json` is not among the files or cannot be read.
         """
-        path = bundle.path(TOKENIZER)
+        path, data = bundle.path(TOKENIZER), bundle.read(TOKENIZER)
         try:
-            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer = Tokenizer.from_buffer(data)
         except Exception as error:  # tokenizers raises plain Exception
             raise BundleError(f"{path} is not a tokenizer", got=error, do="export the bundle again") from error
         return cls(bundle.manifest.prompting, tokenizer)

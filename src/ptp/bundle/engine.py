@@ -4,25 +4,32 @@ An engine runs only on what it was built for, and holds no readable names; its f
 compared before it is given an input. `docs/bundle.md` describes the format for people who write their own loader.
 """
 
-import json
 import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from ptp.bundle.manifest import (
-    MAX_DIMENSION,
+from ptp.bundle.hashes import read_file
+from ptp.bundle.manifest import Graphs, GraphSpec, Precision
+from ptp.bundle.schema import (
+    MAX_FILES,
+    MAX_POSITIONS,
+    MAX_RANK,
+    MAX_TENSORS,
+    Bytes,
+    Count,
     FileEntry,
-    Graphs,
-    GraphSpec,
     Line,
+    Measure,
     Model,
-    Precision,
+    Relative,
     TensorSpec,
+    decode,
+    validate,
 )
-from ptp.errors import IntegrityError, SchemaError
+from ptp.errors import SchemaError
 
 ENGINE_FOLDER = "engines"
 CONFIG_NAME = "config.json"
@@ -34,7 +41,9 @@ MODULES: dict[EngineBackend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "te
 """The Python module of each backend's library, which builds engines and runs them."""
 
 KINDS: tuple[EngineKind, ...] = ("visual", "embed", "llm")
-Shape = tuple[Annotated[int, Field(ge=0, le=MAX_DIMENSION)], ...]
+Shape = Annotated[tuple[Count, ...], Field(max_length=MAX_RANK)]
+Version = Annotated[int, Field(ge=0, le=1000)]
+Setting = bool | Annotated[int, Field(ge=-(1 << 40), le=1 << 40)] | Line
 
 
 class ShapeRange(Model):
@@ -49,7 +58,7 @@ class Profile(Model):
     """One optimisation profile: what it is for (`vision`, `tokens`, `prefill`, `decode`), and what is not fixed."""
 
     name: Line
-    shapes: dict[Line, ShapeRange]
+    shapes: dict[Line, ShapeRange] = Field(max_length=MAX_TENSORS)
 
     def bounds(self) -> dict[str, list[Shape]]:
         """Return the smallest, the most frequent and the largest shape of each input."""
@@ -82,20 +91,20 @@ class EngineConfig(Model):
     kind: EngineKind
     backend: EngineBackend
     target: Line
-    compute_capability: tuple[int, int]
+    compute_capability: tuple[Version, Version]
     builder: Line
     precision: Precision
-    flags: dict[Line, bool | int | Line]
+    flags: dict[Line, Setting] = Field(max_length=256)
     profiles: tuple[Profile, ...] = Field(min_length=1, max_length=16)
-    max_context: int = Field(ge=1)
-    inputs: tuple[TensorSpec, ...] = Field(max_length=4096)
-    outputs: tuple[TensorSpec, ...] = Field(max_length=4096)
-    graph: Line
-    graph_files: dict[Line, FileEntry]
+    max_context: int = Field(ge=1, le=MAX_POSITIONS)
+    inputs: tuple[TensorSpec, ...] = Field(max_length=MAX_TENSORS)
+    outputs: tuple[TensorSpec, ...] = Field(max_length=MAX_TENSORS)
+    graph: Relative
+    graph_files: dict[Relative, FileEntry] = Field(max_length=MAX_FILES)
     engine: FileEntry
-    seconds: float
-    peak_bytes: int
-    estimated_bytes: int
+    seconds: Measure
+    peak_bytes: Bytes
+    estimated_bytes: Bytes
 
     @property
     def file_name(self) -> str:
@@ -127,19 +136,12 @@ def read_engine_config(folder: Path) -> EngineConfig:
     path = folder / CONFIG_NAME
     target, backend, _, bundle = folder.parents[:4]
     do = f"build the engine again: {build_command(bundle, backend.name, target=target.name, force=True)}"
-    if not path.is_file():
-        raise IntegrityError(f"{path} is missing", do=do)
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise IntegrityError(f"{path} is too large", got=f"{path.stat().st_size} bytes", expected=MAX_CONFIG_BYTES)
     try:
-        text = path.read_text(encoding="utf-8")
-        json.loads(text)
-        return EngineConfig.model_validate_json(text)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, x['loc']))}: {x['msg']}" for x in error.errors()[:5])
-        raise SchemaError(f"{path} is not an engine's fingerprint", got=problems, do=do) from error
-    except (ValueError, RecursionError) as error:
-        raise SchemaError(f"{path} is not JSON", got=error, do=do) from error
+        text = read_file(path, MAX_CONFIG_BYTES, do=do).decode()
+    except UnicodeDecodeError as error:
+        raise SchemaError(f"{path} is not UTF-8 text", got=error, do=do) from error
+    decode(text, str(path), do)
+    return validate(EngineConfig, text, f"{path} is not an engine's fingerprint", do)
 
 
 def read_engines(bundle: Path) -> tuple[EngineConfig, ...]:
