@@ -73,7 +73,7 @@ def _too_large(manifest: "Manifest") -> list[str]:
     """Return the graphs whose inputs and outputs would fill the memory; a size of run time counts as the least."""
     graphs, bounds = manifest.graphs, manifest.pruning.keep_range
     kept = bounds.max_kept if bounds else 1
-    vision = [(graph, MAX_GRAPH_BYTES, kept, "") for graph in (graphs.vision_encoder, graphs.vision_encoder_onnxruntime)]
+    vision = [(x, MAX_GRAPH_BYTES, kept, "") for x in (graphs.vision_encoder, graphs.vision_encoder_onnxruntime)]
     text = (graphs.embed_tokens, graphs.decoder_model_merged, graphs.decoder_onnxruntime)
     return [
         f"{graph.file} takes and returns more than {limit} bytes{unit}"

@@ -21,6 +21,7 @@ from ptp.bundle.schema import (
     Bytes,
     Count,
     FileEntry,
+    Integer,
     Line,
     Measure,
     Model,
@@ -87,7 +88,7 @@ class EngineConfig(Model):
         estimated_bytes: what `ptp build --dry-run` had estimated for that.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Annotated[Literal[1], Integer] = 1
     kind: EngineKind
     backend: EngineBackend
     target: Line
@@ -126,6 +127,21 @@ def engine_folder(bundle: Path, backend: EngineBackend, target: str, kind: Engin
     return bundle / ENGINE_FOLDER / backend / target / kind
 
 
+def parse_engine_config(text: str, name: str, do: str) -> EngineConfig:
+    """Return the fingerprint that a text is.
+
+    Args:
+        text: of a `config.json`.
+        name: of the file, for errors.
+        do: what repairs it.
+
+    Raises:
+        SchemaError: it is malformed.
+    """
+    decode(text, name, do)
+    return validate(EngineConfig, text, f"{name} is not an engine's fingerprint", do)
+
+
 def read_engine_config(folder: Path) -> EngineConfig:
     """Read and validate the fingerprint of an engine, without looking at the engine.
 
@@ -140,8 +156,7 @@ def read_engine_config(folder: Path) -> EngineConfig:
         text = read_file(path, MAX_CONFIG_BYTES, do=do).decode()
     except UnicodeDecodeError as error:
         raise SchemaError(f"{path} is not UTF-8 text", got=error, do=do) from error
-    decode(text, str(path), do)
-    return validate(EngineConfig, text, f"{path} is not an engine's fingerprint", do)
+    return parse_engine_config(text, str(path), do)
 
 
 def read_engines(bundle: Path) -> tuple[EngineConfig, ...]:

@@ -97,7 +97,9 @@ class HashCache:
         self._entries = self._read()
         self._new: dict[str, list[object]] = {}
 
-    def sha256_of(self, path: Path, progress: Progress | None = None, *, do: str | None = None) -> tuple[str, FileState]:
+    def sha256_of(
+        self, path: Path, progress: Progress | None = None, *, do: str | None = None
+    ) -> tuple[str, FileState]:
         """Return the SHA-256 of a file, read only if it changed, and the state that it was read in.
 
         Raises:

@@ -17,9 +17,11 @@ from ptp.bundle.schema import (
     MAX_FILES,
     MAX_POSITIONS,
     MAX_TENSORS,
+    AlwaysTrue,
     Count,
     Dtype,
     FileEntry,
+    Integer,
     Line,
     Measure,
     Model,
@@ -41,7 +43,7 @@ Text = Annotated[str, Field(max_length=1 << 16)]
 
 Precision = Literal["fp32", "fp16"]
 WeightType = Literal["int8", "int4"]
-BlockSize = Literal[32, 128]
+BlockSize = Annotated[Literal[32, 128], Integer]
 Instruction = Literal["none", "similarity", "attention"]
 RegionRule = Literal["cls_cosine", "thumbnail_attention", "uniform"]
 ThumbnailPolicy = Literal["ratio", "keep_all", "as_region"]
@@ -172,6 +174,12 @@ class Tiling(Model):
     def tokens_per_tile(self) -> int:
         """N, the visual tokens of a tile."""
         return self.tokens_per_side**2
+
+    @property
+    def longest(self) -> int:
+        """The most tokens of an unpruned sequence: thumbnail and the largest grid's rows, a newline after each."""
+        side = self.tokens_per_side
+        return side * side + max(rows * side * (columns * side + 1) for rows, columns in self.grids)
 
     @field_validator("grids")
     @classmethod
@@ -308,7 +316,7 @@ class Parity(Model):
     images: tuple[tuple[Size, Size], ...] = Field(max_length=MAX_TENSORS)
     max_feature_difference: Measure
     max_score_difference: Measure
-    kept_indices_equal: Literal[True]
+    kept_indices_equal: AlwaysTrue
     tensorrt_rtx: Line | None
     drift: Drift | None = Field(default=None, exclude_if=lambda drift: drift is None)
 
@@ -322,7 +330,7 @@ class Manifest(Model):
         vectors: file of the parity vectors that `ptp verify` runs again.
     """
 
-    schema_version: Literal[2]
+    schema_version: Annotated[Literal[2], Integer]
     tools: dict[Line, Line] = Field(max_length=256)
     opset: int = Field(ge=18, le=21)
     model: ModelInfo

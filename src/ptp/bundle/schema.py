@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from ptp.errors import SchemaError
 
@@ -34,6 +34,24 @@ Size = Annotated[int, Field(ge=1, le=MAX_DIMENSION)]
 Bytes = Annotated[int, Field(ge=0, le=MAX_FILE_BYTES)]
 Measure = Annotated[float, Field(ge=-1e9, le=1e9)]
 """A finite number that was measured."""
+
+
+def _no_stand_in(value: Any) -> Any:
+    if type(value) is float or type(value) is bool:  # equal to an integer, and written otherwise
+        raise ValueError("Input should be a valid integer")
+    return value
+
+
+def _true(value: bool) -> bool:
+    if not value:
+        raise ValueError("Input should be true")
+    return value
+
+
+Integer = BeforeValidator(_no_stand_in)
+"""Beside a `Literal` of integers: 1.0 and true are none."""
+
+AlwaysTrue = Annotated[bool, AfterValidator(_true)]
 
 Dtype = Literal["float32", "float16", "int64", "int32", "bool"]
 
