@@ -9,7 +9,7 @@ from ptp.bundle.manifest import MAX_DIMENSION
 from ptp.errors import CheckpointError
 
 MAX_LAYERS = 512
-MAX_VOCABULARY = 1 << 24
+MAX_VOCABULARY = MAX_DIMENSION
 MAX_POSITIONS = 1 << 31
 MAX_SIDE = 4096
 """Pixels on a side of a tile."""

@@ -56,10 +56,11 @@ class Prompter:
         Raises:
             BundleError: `tokenizer.json` is not among the files, cannot be read, or is one that cannot be used.
         """
-        tokenizer, rows = BundleTokenizer.from_file(bundle.path(TOKENIZER)), bundle.manifest.language_model.vocab_size
+        path, rows = bundle.path(TOKENIZER), bundle.manifest.language_model.vocab_size
+        tokenizer = BundleTokenizer(bundle.read(TOKENIZER), str(path))
         if tokenizer.num_ids > rows:
             raise BundleError(
-                f"{bundle.path(TOKENIZER)} has tokens without an embedding",
+                f"{path} has tokens without an embedding",
                 got=f"id {tokenizer.num_ids - 1}",
                 expected=f"ids below vocab_size {rows}",
                 do="export the bundle again",

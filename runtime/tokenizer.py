@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from tokenizers import Encoding, Tokenizer
 
@@ -35,19 +34,6 @@ class BundleTokenizer:
                 read.check_normalized(self._library.normalizer.normalize_str)
         self._growth, self.num_ids = read.growth, read.num_ids
         self.special = frozenset(token.id for token in read.added_tokens if token.special)
-
-    @classmethod
-    def from_file(cls, path: Path) -> "BundleTokenizer":
-        """Return the tokenizer of a file.
-
-        Raises:
-            BundleError: the file cannot be read, or see `__init__`.
-        """
-        try:
-            text = path.read_bytes()
-        except OSError as error:
-            raise BundleError(f"{path} cannot be read", got=error, do="export the bundle again") from error
-        return cls(text, str(path))
 
     def encode(self, text: str, *, add_special_tokens: bool) -> Encoding:
         """Return ids, and the characters that each stands for.

@@ -20,6 +20,7 @@ from ptp.runtime.backends.base import DTYPES, Array, LoadGraph
 from ptp.runtime.preprocess.images import load_image
 from ptp.runtime.preprocess.tiles import Tiles, make_tiles
 from ptp.runtime.tokenize import Prompt, Prompter
+from ptp.runtime.vision_outputs import image_rows
 
 ImageSource = str | Path | Image.Image
 """An image file or an open image."""
@@ -142,7 +143,7 @@ class VisualEncoder:
             ConfigError: `alpha` or `keep` cannot be used.
             PromptError: the bundle looks at the question and there is none.
             ImageError: an image cannot be read.
-            BackendError: the vision graph failed.
+            BackendError: the vision graph failed, or returned what no image gives.
         """
         weight, num_kept = alpha_input(alpha, self.manifest.pruning), num_kept_at(keep, self.manifest)
         # a call takes B images: the last one fills the rows that are left
@@ -162,10 +163,8 @@ class VisualEncoder:
             for spec in self.manifest.graphs.vision_encoder.inputs
         }
         outputs = {name: value.numpy() for name, value in self._vision.run(feeds).items()}
-        return [
-            self._visual_tokens({name: value[row] for name, value in outputs.items()}, tiles[row])
-            for row in range(len(queries))
-        ]
+        rows_of = image_rows(outputs, self.manifest, num_kept, len(queries))
+        return [self._visual_tokens(row, tiles[i]) for i, row in enumerate(rows_of)]
 
     @staticmethod
     def _visual_tokens(outputs: dict[str, Array], tiles: Tiles) -> VisualTokens:

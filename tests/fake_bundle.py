@@ -1,5 +1,6 @@
 """Graphs in a few lines of numpy, for tests of the code around them."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ptp.bundle import Bundle, Manifest
-from ptp.bundle.manifest import GraphSpec, TensorSpec
+from ptp.bundle.manifest import FileEntry, GraphSpec, TensorSpec
 
 HIDDEN, LAYERS, MAX_PROMPT, KEPT = 6, 2, 24, 7
 CHAT = {"trim": "none", "before_image": "<s>[INST] ", "before_question": "\n", "after_question": " [/INST]"}
@@ -73,6 +74,11 @@ def tokenizer() -> Tokenizer:
     return raw
 
 
+def file_entry(path: Path) -> FileEntry:
+    data = path.read_bytes()
+    return FileEntry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
 def embed(ids: np.ndarray) -> np.ndarray:
     return np.stack([ids + 0.125 * k for k in range(HIDDEN)], axis=-1).astype(np.float32)
 
@@ -120,7 +126,10 @@ class FakeBundle:
 
     @property
     def bundle(self) -> Bundle:
-        return Bundle(folder=self.folder, manifest=self.manifest)
+        """The bundle with the files that are in its folder now, whatever a test wrote there."""
+        there = {name: file_entry(self.folder / name) for name in self.manifest.files if (self.folder / name).exists()}
+        files = self.manifest.files | there
+        return Bundle(folder=self.folder, manifest=self.manifest.model_copy(update={"files": files}))
 
     def load_graph(self, bundle: Bundle, spec: GraphSpec) -> FakeGraph:
         name = bundle.path(spec.file).name
@@ -142,7 +151,7 @@ class FakeBundle:
         }
         outputs = {name: value.repeat(self.batch, axis=0) for name, value in outputs.items()}
         if "alpha" in feeds:
-            outputs["effective_alpha"] = feeds["alpha"]
+            outputs["effective_alpha"] = np.abs(feeds["alpha"])
         return outputs
 
     def _decode(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -245,7 +254,7 @@ def _manifest(vocabulary: int) -> dict[str, Any]:
         },
         "tiling": {
             "tile_size": 8,
-            "tokens_per_side": 2,
+            "tokens_per_side": 4,
             "max_tiles": 3,
             "grids": [[1, 2], [2, 1]],
             "resample": "bicubic",

@@ -15,8 +15,6 @@ namespace {
 
 constexpr const char* CONFIG_NAME = "config.json";
 constexpr uint64_t MAX_CONFIG_BYTES = 1 << 22;
-constexpr size_t MAX_PROFILES = 16;
-constexpr size_t MAX_INPUTS = 4096;
 
 // Settings in a fingerprint, and the options of `ptp build` that they come from.
 constexpr std::array<std::pair<const char*, const char*>, 3> BUILD_OPTIONS = {{
@@ -24,61 +22,6 @@ constexpr std::array<std::pair<const char*, const char*>, 3> BUILD_OPTIONS = {{
     {"VERSION_COMPATIBLE", "--version-compatible"},
     {"HARDWARE_COMPATIBILITY", "--hardware-compatible"},
 }};
-
-Shape read_shape(Fields& range, const std::string& key) {
-    Shape shape;
-    for (const Json& size : as_list(range.at(key), range.path(key), MAX_INPUTS)) {
-        shape.push_back(as_integer(size, range.path(key), 0, MAX_DIMENSION));
-    }
-    return shape;
-}
-
-Profile read_profile(Fields fields) {
-    Profile profile{fields.line("name"), {}};
-    Fields shapes = fields.object("shapes");
-    for (const auto& [name, value] : fields.at("shapes").items()) {
-        Fields range(value, shapes.path(name));
-        profile.shapes[name] = {read_shape(range, "min"), read_shape(range, "opt"), read_shape(range, "max")};
-        range.done();
-    }
-    fields.done();
-    return profile;
-}
-
-EngineConfig read_config(const Json& data) {
-    Fields fields(data, "");
-    EngineConfig config;
-    if (const Json* version = fields.find("schema_version")) as_integer(*version, "schema_version", 1, 1);
-    config.kind = fields.choice("kind", {"visual", "embed", "llm"});
-    config.backend = fields.choice("backend", {"tensorrt", "tensorrt-rtx"});
-    config.target = fields.line("target");
-    const Json& capability = as_list(fields.at("compute_capability"), "compute_capability", 2);
-    if (capability.size() != 2) throw SchemaProblem("compute_capability", "is not major and minor");
-    config.compute_capability = {as_integer(capability[0], "compute_capability", 0, 1000),
-                                 as_integer(capability[1], "compute_capability", 0, 1000)};
-    config.builder = fields.line("builder");
-    config.precision = fields.choice("precision", {"fp32", "fp16"});
-    for (const Json& profile : as_list(fields.at("profiles"), "profiles", MAX_PROFILES)) {
-        config.profiles.push_back(read_profile(Fields(profile, "profiles." + std::to_string(config.profiles.size()))));
-    }
-    if (config.profiles.empty()) throw SchemaProblem("profiles", "is empty");
-    config.max_context = fields.integer("max_context", 1, INT64_MAX);
-    config.inputs = read_tensors(fields.at("inputs"), "inputs");
-    config.outputs = read_tensors(fields.at("outputs"), "outputs");
-    config.graph = fields.line("graph");
-    Fields files = fields.object("graph_files");
-    for (const auto& [name, entry] : fields.at("graph_files").items())
-        config.graph_files[name] = read_file_entry(Fields(entry, files.path(name)));
-    config.engine = read_file_entry(fields.object("engine"));
-    fields.object("flags");
-    for (const auto& [name, value] : fields.at("flags").items()) {
-        const bool is_off = value.is_boolean() ? !value.get<bool>() : value.is_number() && value == 0;
-        if (!is_off) config.flags.insert(name);
-    }
-    for (const char* record : {"seconds", "peak_bytes", "estimated_bytes"}) fields.skip(record);
-    fields.done();
-    return config;
-}
 
 // Quote a word for a shell where it needs it.
 std::string shell_word(const std::string& word) {
@@ -97,7 +40,7 @@ EngineConfig read_engine_config(const fs::path& folder) {
                                shell_word(target.filename().string()) + " --force";
     const std::string text = read_file(path, MAX_CONFIG_BYTES, PTP_ERROR_BUNDLE);
     try {
-        return read_config(parse_json(text));
+        return parse_engine_config(text);
     } catch (const SchemaProblem& problem) {
         throw Error(PTP_ERROR_BUNDLE, path.string() + " is not an engine's fingerprint").got(problem.what()).advise(advice);
     } catch (const Error&) {
@@ -237,7 +180,7 @@ EngineFile find_engine(const Bundle& bundle, GraphKind graph, const Machine& mac
     EngineConfig config = read_engine_config(folder);
     const std::string rebuild = rebuild_command(bundle, machine.backend, target, config);
     const std::string name = config.kind + ".engine";
-    EngineFile file{folder / name, std::move(config), rebuild};
+    EngineFile file{folder / name, std::move(config), rebuild, {}};
     if (const auto problems = differences(bundle, spec, kind, machine, target, file.config); !problems.empty()) {
         throw Error(PTP_ERROR_BACKEND, "the engine in " + folder.string() + " does not fit")
             .got(join(problems, ", ", problems.size()))
@@ -246,7 +189,8 @@ EngineFile find_engine(const Bundle& bundle, GraphKind graph, const Machine& mac
                         : "build one for this GPU: " + build_command(bundle, machine.backend));
     }
     HashCache hashes;
-    verify_file(file.path, file.config.engine, bundle.folder, hashes, "build it again: " + rebuild);
+    file.state = verify_file(file.path, file.config.engine, bundle.folder, hashes, "build it again: " + rebuild);
+    hashes.save();
     return file;
 }
 

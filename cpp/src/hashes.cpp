@@ -4,13 +4,17 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <vector>
 
 #include "error.hpp"
+#include "text.hpp"
 
 namespace ptp_core {
 namespace {
@@ -34,70 +38,112 @@ std::filesystem::path cache_file() {
     return folder / "ptp-export" / "sha256.json";
 }
 
+FileState state_from(const struct stat& found) {
+    return {found.st_size, nanoseconds(found.st_mtim), nanoseconds(found.st_ctim),
+            static_cast<int64_t>(found.st_ino)};
+}
+
+class Digest {
+public:
+    Digest() : context_(EVP_MD_CTX_new(), EVP_MD_CTX_free) {
+        fine_ = context_ && EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr) == 1;
+    }
+
+    void update(const char* data, size_t size) { fine_ = fine_ && EVP_DigestUpdate(context_.get(), data, size) == 1; }
+
+    std::string text() {
+        unsigned char digest[EVP_MAX_MD_SIZE];
+        unsigned int length = 0;
+        if (!fine_ || EVP_DigestFinal_ex(context_.get(), digest, &length) != 1)
+            throw Error(PTP_ERROR_BUNDLE, "SHA-256 cannot be computed");
+        std::string text;
+        for (unsigned int i = 0; i < length; ++i) {
+            text += "0123456789abcdef"[digest[i] >> 4];
+            text += "0123456789abcdef"[digest[i] & 15];
+        }
+        return text;
+    }
+
+private:
+    std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX*)> context_;
+    bool fine_ = false;
+};
+
 }  // namespace
 
-std::string sha256_of(const std::filesystem::path& path) {
-    const std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX*)> context(EVP_MD_CTX_new(), EVP_MD_CTX_free);
-    std::ifstream file(path, std::ios::binary);
-    bool fine = context && file && EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr) == 1;
-    std::vector<char> chunk(CHUNK);
-    while (fine && file) {
-        file.read(chunk.data(), static_cast<std::streamsize>(chunk.size()));
-        fine = EVP_DigestUpdate(context.get(), chunk.data(), static_cast<size_t>(file.gcount())) == 1;
-    }
-    unsigned char digest[EVP_MAX_MD_SIZE];
-    unsigned int length = 0;
-    if (!fine || !file.eof() || EVP_DigestFinal_ex(context.get(), digest, &length) != 1) {
-        throw Error(PTP_ERROR_BUNDLE, path.string() + " cannot be read");
-    }
-    std::string text;
-    for (unsigned int i = 0; i < length; ++i) {
-        text += "0123456789abcdef"[digest[i] >> 4];
-        text += "0123456789abcdef"[digest[i] & 15];
-    }
-    return text;
+FileState state_of(const std::filesystem::path& path) {
+    struct stat found{};
+    return ::stat(path.c_str(), &found) == 0 ? state_from(found) : FileState{};
 }
 
-HashCache::HashCache() : file_(cache_file()), entries_(std::make_unique<Json>(Json::object())) {
-    if (file_.empty()) return;
-    try {
-        Json entries = parse_json(read_file(file_, MAX_CACHE_BYTES, PTP_ERROR_BUNDLE));
-        if (entries.is_object()) *entries_ = std::move(entries);
-    } catch (const std::exception&) {
-        // none yet, or one that was spoiled
-    }
+std::string sha256_of_bytes(std::string_view bytes) {
+    Digest digest;
+    digest.update(bytes.data(), bytes.size());
+    return digest.text();
 }
+
+std::string sha256_of(const std::filesystem::path& path) {
+    Digest digest;
+    std::ifstream file(path, std::ios::binary);
+    bool fine = !!file;
+    std::vector<char> chunk(CHUNK);
+    while (file) {
+        file.read(chunk.data(), static_cast<std::streamsize>(chunk.size()));
+        digest.update(chunk.data(), static_cast<size_t>(file.gcount()));
+    }
+    fine = fine && file.eof() && !file.bad();
+    if (!fine) throw Error(PTP_ERROR_BUNDLE, path.string() + " cannot be read").got(std::strerror(errno));
+    return digest.text();
+}
+
+HashCache::HashCache()
+    : file_(cache_file()), entries_(std::make_unique<Json>(read())), new_(std::make_unique<Json>(Json::object())) {}
 
 HashCache::~HashCache() = default;
 
-std::string HashCache::sha256_of(const std::filesystem::path& path) {
-    struct stat stat{};
-    std::error_code problem;
-    const std::string key = std::filesystem::canonical(path, problem).string();
-    if (problem || ::stat(path.c_str(), &stat) != 0) throw Error(PTP_ERROR_BUNDLE, path.string() + " cannot be read");
-    Json state = {stat.st_size, nanoseconds(stat.st_mtim), nanoseconds(stat.st_ctim), stat.st_ino};
-    const auto known = entries_->find(key);
-    if (known != entries_->end() && known->is_array() && known->size() == 5 && known->back().is_string()) {
-        Json compared = *known;
-        compared.erase(4);
-        if (compared == state) return known->back().get<std::string>();
+Json HashCache::read() const {
+    if (file_.empty()) return Json::object();
+    try {
+        Json entries = parse_json(read_file(file_, MAX_CACHE_BYTES, PTP_ERROR_BUNDLE));
+        if (entries.is_object()) return entries;
+    } catch (const std::exception&) {
+        // none yet, or one that was spoiled
     }
-    std::string digest = ptp_core::sha256_of(path);
-    state.push_back(digest);
-    (*entries_)[key] = std::move(state);
-    save();
-    return digest;
+    return Json::object();
 }
 
-void HashCache::save() const {
-    if (file_.empty()) return;
+Hashed HashCache::sha256_of(const std::filesystem::path& path) {
+    std::error_code problem;
+    const FileState state = state_of(path);
+    const std::string key = std::filesystem::canonical(path, problem).string();
+    if (problem) throw Error(PTP_ERROR_BUNDLE, path.string() + " cannot be read").got(problem.message());
+    const auto known = entries_->find(key);
+    if (known != entries_->end() && known->is_array() && known->size() == 5 && known->back().is_string()) {
+        if (std::equal(state.begin(), state.end(), known->begin(), [](int64_t a, const Json& b) { return b == a; }))
+            return {known->back().get<std::string>(), state};
+    }
+    std::string digest = ptp_core::sha256_of(path);
+    if (state_of(path) != state)
+        throw Error(PTP_ERROR_BUNDLE, path.string() + " changed while it was read").advise("try again");
+    if (is_utf8(key)) {  // JSON holds no other names
+        (*new_)[key] = state;
+        (*new_)[key].push_back(digest);
+    }
+    return {std::move(digest), state};
+}
+
+void HashCache::save() {
+    if (file_.empty() || new_->empty()) return;
+    Json all = read();
+    all.update(*new_);
+    std::string text = all.dump();
+    if (text.size() > MAX_CACHE_BYTES) text = new_->dump();  // begin anew: most of it is of bundles that are gone
+    *new_ = Json::object();
     std::error_code problem;
     std::filesystem::create_directories(file_.parent_path(), problem);
     std::string name = (file_.parent_path() / "sha256.XXXXXX").string();
     const int handle = mkstemp(name.data());
     if (handle < 0) return;
-    // a path need not be UTF-8
-    const std::string text = entries_->dump(-1, ' ', false, Json::error_handler_t::replace);
     const bool written = ::write(handle, text.data(), text.size()) == static_cast<ssize_t>(text.size());
     ::close(handle);
     if (written) std::filesystem::rename(name, file_, problem);

@@ -10,14 +10,9 @@ namespace ptp_core {
 namespace {
 
 constexpr int64_t SCHEMA_VERSION = 2;
-constexpr int64_t MAX_FILE_BYTES = int64_t{1} << 40;
 constexpr int64_t MAX_ELEMENTS = 1 << 30;
-constexpr size_t MAX_TENSORS = 4096;
-constexpr size_t MAX_RANK = 8;  // of any tensor that an engine takes
-constexpr size_t MAX_FILES = 1 << 16;
+constexpr size_t MAX_NAMES = 256;
 constexpr size_t MAX_TEXT = 1 << 16;  // characters that go into a prompt as they are
-constexpr size_t MAX_NAME = 1000;     // characters of the image token
-constexpr int64_t LARGEST = INT64_MAX;
 
 constexpr std::array<const char*, 5> DTYPES = {"float32", "float16", "int64", "int32", "bool"};  // by ptp_dtype
 constexpr std::array<size_t, 5> DTYPE_SIZES = {4, 2, 8, 4, 1};
@@ -55,9 +50,9 @@ Pruning read_pruning(Fields fields) {
     pruning.num_kept = fields.integer("num_kept", 1, MAX_DIMENSION);
     pruning.instruction = fields.choice("instruction", {"none", "similarity", "attention"});
     pruning.alpha = read_alpha(fields);
-    fields.integer("saliency_layer", 0, MAX_DIMENSION);
+    fields.integer("saliency_layer", 0, 511);
     fields.choice("region", {"cls_cosine", "thumbnail_attention", "uniform"});
-    if (fields.number("region_temperature") <= 0)
+    if (fields.number("region_temperature", 0, 1e6) == 0)
         throw SchemaProblem(fields.path("region_temperature"), "is not above 0");
     pruning.thumbnail = fields.choice("thumbnail", {"ratio", "keep_all", "as_region"});
     pruning.newline = fields.choice("newline", {"keep", "drop"});
@@ -74,11 +69,11 @@ Pruning read_pruning(Fields fields) {
     return pruning;
 }
 
-std::array<double, 3> read_channels(Fields& fields, const std::string& key) {
+std::array<double, 3> read_channels(Fields& fields, const std::string& key, double low, double high) {
     const Json& list = as_list(fields.at(key), fields.path(key), 3);
     if (list.size() != 3) throw SchemaProblem(fields.path(key), "has not 3 entries");
-    return {as_number(list[0], fields.path(key)), as_number(list[1], fields.path(key)),
-            as_number(list[2], fields.path(key))};
+    const auto number = [&](size_t i) { return as_number(list[i], fields.path(key), low, high); };
+    return {number(0), number(1), number(2)};
 }
 
 Tiling read_tiling(Fields fields) {
@@ -95,13 +90,10 @@ Tiling read_tiling(Fields fields) {
     }
     if (tiling.grids.empty()) throw SchemaProblem(path, "is empty");
     tiling.resample = fields.choice("resample", {"nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"});
-    tiling.rescale_factor = fields.number("rescale_factor");
-    tiling.mean = read_channels(fields, "mean");
-    tiling.std = read_channels(fields, "std");
+    tiling.rescale_factor = fields.number("rescale_factor", 1e-6, 1e6);
+    tiling.mean = read_channels(fields, "mean", -1e6, 1e6);
+    tiling.std = read_channels(fields, "std", 1e-6, 1e6);
     fields.done();
-    for (const double deviation : tiling.std) {
-        if (deviation == 0) throw SchemaProblem("tiling.std", "must not contain 0");
-    }
     if (tiling.tokens_per_side > tiling.tile_size) throw SchemaProblem("tiling", "there are more tokens than pixels");
     if (1 + largest != tiling.max_tiles) {
         throw SchemaProblem("tiling", "max_tiles is " + std::to_string(tiling.max_tiles) + ", the grids need " +
@@ -110,10 +102,10 @@ Tiling read_tiling(Fields fields) {
     return tiling;
 }
 
-std::string bounded_text(Fields& fields, const std::string& key, size_t most = MAX_TEXT) {
+std::string bounded_text(Fields& fields, const std::string& key) {
     std::string text = fields.text(key);
-    if (character_starts(text).size() - 1 > most)
-        throw SchemaProblem(fields.path(key), "is longer than " + std::to_string(most) + " characters");
+    if (character_starts(text).size() - 1 > MAX_TEXT)
+        throw SchemaProblem(fields.path(key), "is longer than " + std::to_string(MAX_TEXT) + " characters");
     return text;
 }
 
@@ -140,12 +132,12 @@ ChatFormat read_chat(Fields fields) {
 
 Prompting read_prompting(Fields fields) {
     Prompting prompting;
-    prompting.image_token = bounded_text(fields, "image_token", MAX_NAME);
+    prompting.image_token = as_short_text(fields.at("image_token"), fields.path("image_token"));
     if (prompting.image_token.empty()) throw SchemaProblem(fields.path("image_token"), "is empty");
-    prompting.image_token_id = fields.integer("image_token_id", 0, LARGEST);
+    prompting.image_token_id = fields.integer("image_token_id", 0, MAX_DIMENSION);
     prompting.add_special_tokens = as_bool(fields.at("add_special_tokens"), fields.path("add_special_tokens"));
     for (const Json& token : as_list(fields.at("eos_token_ids"), fields.path("eos_token_ids"), MAX_TENSORS)) {
-        prompting.eos_token_ids.push_back(as_integer(token, fields.path("eos_token_ids"), INT64_MIN, LARGEST));
+        prompting.eos_token_ids.push_back(as_integer(token, fields.path("eos_token_ids"), 0, MAX_DIMENSION));
     }
     prompting.max_prompt = fields.integer("max_prompt", 1, MAX_DIMENSION);
     prompting.chat = read_chat(fields.object("chat"));
@@ -159,54 +151,88 @@ LanguageModel read_language_model(Fields fields) {
     model.num_kv_heads = fields.integer("num_kv_heads", 1, MAX_DIMENSION);
     model.head_dim = fields.integer("head_dim", 1, MAX_DIMENSION);
     model.hidden_size = fields.integer("hidden_size", 1, MAX_DIMENSION);
-    model.vocab_size = fields.integer("vocab_size", 1, LARGEST);
-    model.max_position_embeddings = fields.integer("max_position_embeddings", 1, LARGEST);
+    model.vocab_size = fields.integer("vocab_size", 1, MAX_DIMENSION);
+    model.max_position_embeddings = fields.integer("max_position_embeddings", 1, MAX_POSITIONS);
     fields.done();
     return model;
 }
 
 GraphSpec read_graph(Fields fields) {
-    GraphSpec graph{fields.line("file"), read_tensors(fields.at("inputs"), fields.path("inputs")),
+    GraphSpec graph{fields.relative_path("file"), read_tensors(fields.at("inputs"), fields.path("inputs")),
                     read_tensors(fields.at("outputs"), fields.path("outputs"))};
     fields.done();
     return graph;
 }
 
-bool leaves_the_folder(const std::string& path) {
-    if (path.empty() || path[0] == '/' || path.find_first_of("\\:") != std::string::npos) return true;
-    if (path.find('\0') != std::string::npos) return true;
-    for (size_t start = 0; start <= path.size();) {
-        const size_t end = std::min(path.find('/', start), path.size());
-        if (path.compare(start, end - start, "..") == 0) return true;
-        start = end + 1;
-    }
-    return path.find_first_not_of("./") == std::string::npos;
+std::optional<GraphSpec> read_optional_graph(Fields& graphs, const std::string& key) {
+    const Json* found = graphs.find(key);
+    if (!found) return std::nullopt;
+    return read_graph(Fields(*found, graphs.path(key)));
 }
 
-std::map<std::string, FileEntry> read_files(const Json& object) {
-    Fields fields(object, "files");
-    if (object.size() > MAX_FILES) throw SchemaProblem("files", "has too many entries");
-    std::map<std::string, FileEntry> files;
-    for (const auto& [path, entry] : object.items()) {
-        as_line(Json(path), "files");
-        if (leaves_the_folder(path)) throw SchemaProblem("files", "path " + cited(path) + " leaves the bundle");
-        files[path] = read_file_entry(Fields(entry, fields.path(path)));
+// What a value may be that is a line or null.
+void check_line_or_null(Fields& fields, const std::string& key) {
+    if (const Json& value = fields.at(key); !value.is_null()) as_line(value, fields.path(key));
+}
+
+// How the language model's matrices are stored: the graphs say it too.
+void check_quantization(Fields& model) {
+    const Json* found = model.find("quantization");
+    if (!found) return;
+    Fields fields(*found, model.path("quantization"));
+    fields.choice("weights", {"int8", "int4"});
+    if (fields.find_any("lm_head")) fields.choice("lm_head", {"int8", "int4"});
+    const int64_t size = fields.integer("block_size", 32, 128);
+    if (size != 32 && size != 128) throw SchemaProblem(fields.path("block_size"), "is neither 32 nor 128");
+    fields.done();
+}
+
+// What the export's gates measured: for people.
+void check_parity(Fields fields) {
+    const std::string path = fields.path("images");
+    for (const Json& size : as_list(fields.at("images"), path, MAX_TENSORS)) {
+        if (as_list(size, path, 2).size() != 2) throw SchemaProblem(path, "an entry is not height and width");
+        for (const Json& side : size) as_integer(side, path, 1, MAX_DIMENSION);
     }
+    fields.number("max_feature_difference");
+    fields.number("max_score_difference");
+    if (!as_bool(fields.at("kept_indices_equal"), fields.path("kept_indices_equal")))
+        throw SchemaProblem(fields.path("kept_indices_equal"), "is not true");
+    check_line_or_null(fields, "tensorrt_rtx");
+    if (const Json* found = fields.find("drift")) {
+        Fields drift(*found, fields.path("drift"));
+        drift.integer("positions", 1, MAX_DIMENSION);
+        drift.number("top1_agreement", 0, 1);
+        drift.number("kl_divergence");
+        drift.done();
+    }
+    fields.done();
+}
+
+std::map<std::string, FileEntry> read_files(Fields& fields) {
+    std::map<std::string, FileEntry> files;
+    uint64_t bytes = 0;
+    for (const auto& [path, entry] : fields.dictionary("files", MAX_FILES).items()) {
+        as_relative_path(Json(path), "files");
+        files[path] = read_file_entry(Fields(entry, "files." + path));
+        bytes += files[path].bytes;
+    }
+    if (bytes > MAX_FILE_BYTES) throw SchemaProblem("files", "have too many bytes together");
     return files;
 }
 
 Manifest read_manifest(const Json& data) {
     Fields fields(data, "");
-    for (const char* record : {"tools", "parity", "vectors"}) fields.skip(record);  // for people, and for `ptp verify`
     fields.integer("schema_version", SCHEMA_VERSION, SCHEMA_VERSION);
+    for (const auto& [tool, version] : fields.dictionary("tools", MAX_NAMES).items()) as_line(version, "tools");
     fields.integer("opset", 18, 21);
     Manifest manifest;
     Fields model = fields.object("model");
     manifest.model_id = model.line("id");
-    model.skip("revision");
+    check_line_or_null(model, "revision");
     model.line("family");
     manifest.precision = model.choice("precision", {"fp32", "fp16"});
-    model.skip("quantization");  // the graphs say it
+    check_quantization(model);
     model.done();
     manifest.pruning = read_pruning(fields.object("pruning"));
     manifest.tiling = read_tiling(fields.object("tiling"));
@@ -216,10 +242,12 @@ Manifest read_manifest(const Json& data) {
     manifest.vision_encoder = read_graph(graphs.object("vision_encoder"));
     manifest.embed_tokens = read_graph(graphs.object("embed_tokens"));
     manifest.decoder = read_graph(graphs.object("decoder_model_merged"));
-    graphs.skip("decoder_onnxruntime");  // the same decoder, with a cache that Python's runtime alone manages
-    graphs.skip("vision_encoder_onnxruntime");  // the same graph with control flow: Python's runtime alone takes it
+    manifest.decoder_onnxruntime = read_optional_graph(graphs, "decoder_onnxruntime");
+    manifest.vision_encoder_onnxruntime = read_optional_graph(graphs, "vision_encoder_onnxruntime");
     graphs.done();
-    manifest.files = read_files(fields.at("files"));
+    manifest.files = read_files(fields);
+    check_parity(fields.object("parity"));
+    manifest.vectors = fields.relative_path("vectors");
     fields.done();
     if (const auto problems = disagreements(manifest); !problems.empty()) {
         throw SchemaProblem("manifest", join(problems, ", ", 4));
@@ -286,6 +314,13 @@ FileEntry read_file_entry(Fields entry) {
     return file;
 }
 
+int64_t Tiling::longest() const {
+    int64_t most = 0;
+    for (const auto& [rows, columns] : grids)
+        most = std::max(most, rows * tokens_per_side * (columns * tokens_per_side + 1));
+    return tokens_per_tile() + most;
+}
+
 int64_t Manifest::batch() const {
     for (const TensorSpec& spec : vision_encoder.inputs) {
         if (spec.name == "pixel_values" && !spec.shape.empty() && spec.shape[0] != ANY) return spec.shape[0];
@@ -297,13 +332,13 @@ Manifest Manifest::from_json(std::string_view text) {
     const std::string name = MANIFEST_NAME;
     Json data;
     try {
-        data = parse_json(text);
+        data = parse_strict_json(text);
     } catch (const std::exception& error) {
         throw Error(PTP_ERROR_BUNDLE, name + " is not JSON").got(error.what()).advise("export the bundle again");
     }
     const Json* version = data.is_object() && data.contains("schema_version") ? &data["schema_version"] : nullptr;
-    if (version && version->is_number_integer() && version->get<int64_t>() != SCHEMA_VERSION) {
-        const bool newer = version->get<int64_t>() > SCHEMA_VERSION;
+    if (version && version->is_number_integer() && *version != SCHEMA_VERSION) {
+        const bool newer = *version > SCHEMA_VERSION;
         throw Error(PTP_ERROR_BUNDLE, name + (newer ? " is of a newer schema" : " is of an older schema"))
             .got("version " + version->dump())
             .expected(std::to_string(SCHEMA_VERSION))

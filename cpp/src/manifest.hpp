@@ -17,7 +17,11 @@ namespace ptp_core {
 
 constexpr const char* MANIFEST_NAME = "ptp_config.json";
 constexpr const char* GRAPH_FOLDER = "onnx/";
-constexpr int64_t MAX_DIMENSION = 1 << 20;
+constexpr int64_t MAX_POSITIONS = int64_t{1} << 31;
+constexpr int64_t MAX_FILE_BYTES = int64_t{1} << 40;
+constexpr size_t MAX_FILES = 1 << 12;
+constexpr size_t MAX_TENSORS = 4096;
+constexpr size_t MAX_RANK = 8;  // of any tensor that an engine takes
 constexpr int64_t ANY = -1;  // stands for a dimension that is named at run time
 
 using Shape = std::vector<int64_t>;
@@ -66,6 +70,10 @@ struct Tiling {
     std::string resample;
     double rescale_factor;
     std::array<double, 3> mean, std;
+
+    int64_t tokens_per_tile() const { return tokens_per_side * tokens_per_side; }
+    // The most tokens of an unpruned sequence: thumbnail and the largest grid's rows, a newline after each.
+    int64_t longest() const;
 };
 
 // The chat template's text around the image and the question. What the manifest holds beside it, for system prompts and
@@ -94,7 +102,9 @@ struct Manifest {
     Prompting prompting;
     LanguageModel language_model;
     GraphSpec vision_encoder, embed_tokens, decoder;
+    std::optional<GraphSpec> decoder_onnxruntime, vision_encoder_onnxruntime;  // Python's runtime alone takes them
     std::map<std::string, FileEntry> files;
+    std::string vectors;
 
     int64_t batch() const;  // B, images of one call of the vision graph
     bool takes_question() const { return pruning.instruction != "none"; }

@@ -283,7 +283,9 @@ public:
         const GraphSpec& spec = spec_of(bundle.manifest, kind);
         // looking rows up needs no threads, and those of the embedding would spin while the decoder computes
         const int threads = kind == GraphKind::embed ? 1 : threads_;
-        return std::make_unique<OrtGraph>(library_, env_, bundle.path(spec.file).string(), spec, threads);
+        auto graph = std::make_unique<OrtGraph>(library_, env_, bundle.path(spec.file).string(), spec, threads);
+        bundle.require_unchanged();
+        return graph;
     }
 
     std::string describe() const override { return "ONNX Runtime " + library_->version; }

@@ -69,6 +69,7 @@ public:
             library_->runtime->setEngineHostCodeAllowed(true);
         std::unique_ptr<nvinfer1::ICudaEngine> engine(
             library_->runtime->deserializeCudaEngine(bytes.data(), bytes.size()));
+        require_unchanged(file.path, file.state);
         if (!engine) {
             const std::string words = library_->log.text();
             throw Error(PTP_ERROR_BACKEND, describe() + " cannot load " + file.path.string())

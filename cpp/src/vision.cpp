@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -12,12 +13,11 @@ namespace ptp_core {
 namespace {
 
 constexpr const char* TOKENIZER = "tokenizer.json";
-constexpr uint64_t MAX_TOKENIZER_BYTES = 1 << 26;
+constexpr float ALPHA_ROUNDING = 1e-3F;  // a quotient in 0 to 1 may be rounded beyond it
 
 Tokenizer read_tokenizer(const Bundle& bundle) {
     const auto path = bundle.path(TOKENIZER);
-    Tokenizer tokenizer =
-        Tokenizer::from_json(read_file(path, MAX_TOKENIZER_BYTES, PTP_ERROR_BUNDLE), path.string());
+    Tokenizer tokenizer = Tokenizer::from_json(bundle.read(TOKENIZER), path.string());
     const int64_t rows = bundle.manifest.language_model.vocab_size;
     if (tokenizer.num_ids() > rows) {
         throw Error(PTP_ERROR_BUNDLE, path.string() + " has tokens without an embedding")
@@ -39,29 +39,59 @@ Tensor repeated(Tensor row, int64_t batch) {
     return all;
 }
 
-// The vision graph's outputs by name: the first image's row of each, its shape checked.
+Error impossible(const std::string& name) {
+    return Error(PTP_ERROR_BACKEND, "the vision graph returned impossible " + name);
+}
+
+bool all_finite(const Tensor& tensor) {
+    std::vector<float> values(tensor.bytes.size() / dtype_size(tensor.dtype));
+    convert_floats(tensor.dtype, tensor.bytes.data(), PTP_FLOAT32, values.data(), values.size());
+    return std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); });
+}
+
+void check_budgets(const std::vector<int32_t>& budgets, int64_t most, int64_t num_kept) {
+    int64_t sum = 0;
+    bool fits = true;
+    for (const int32_t budget : budgets) {
+        fits = fits && budget >= 0 && budget <= most;
+        sum += budget;
+    }
+    if (!fits || sum > num_kept)
+        throw impossible("tile_budgets")
+            .expected("0 to " + std::to_string(most) + " each, " + std::to_string(num_kept) + " at most together");
+}
+
+// The vision graph's outputs by name: the first image's row of each. A graph from a stranger may return anything; the
+// checks are those of runtime/vision_outputs.py.
 class Outputs {
 public:
-    Outputs(const Graph& graph, std::vector<ValuePtr> values) : graph_(graph), values_(std::move(values)) {}
+    Outputs(const Graph& graph, std::vector<ValuePtr> values, int64_t batch)
+        : graph_(graph), values_(std::move(values)), batch_(batch) {}
 
-    // Return `count` elements of an output.
-    const void* row(const std::string& name, ptp_dtype dtype, int64_t count) const {
+    // Return the first row of an output, which must have `batch` of this shape.
+    const void* row(const std::string& name, ptp_dtype dtype, Shape shape) const {
         Value& value = at(name);
-        const Shape& shape = value.shape();
-        int64_t found = 1;
-        for (size_t i = 1; i < shape.size(); ++i) found *= shape[i];
-        if (shape.empty() || shape[0] < 1 || found != count || value.dtype() != dtype) {
+        shape.insert(shape.begin(), batch_);
+        if (value.shape() != shape || value.dtype() != dtype) {
             throw Error(PTP_ERROR_BACKEND, "the vision graph returned an unexpected " + name)
-                .got(describe(TensorSpec{name, value.dtype(), shape}));
+                .got(describe(TensorSpec{name, value.dtype(), value.shape()}))
+                .expected(describe(TensorSpec{name, dtype, shape}));
         }
         return value.host();
     }
-    int64_t number(const std::string& name) const { return *static_cast<const int64_t*>(row(name, PTP_INT64, 1)); }
+    // Return a number, which must be from 1 to `most`.
+    int64_t number(const std::string& name, int64_t most) const {
+        const int64_t found = *static_cast<const int64_t*>(row(name, PTP_INT64, {}));
+        if (found < 1 || found > most)
+            throw impossible(name).got(static_cast<long long>(found)).expected("1 to " + std::to_string(most));
+        return found;
+    }
     Value& at(const std::string& name) const { return *values_[graph_.output_index(name)]; }
 
 private:
     const Graph& graph_;
     std::vector<ValuePtr> values_;
+    int64_t batch_;
 };
 
 }  // namespace
@@ -162,29 +192,32 @@ VisualTokens VisualEncoder::encode(const Tiles& tiles, const Asked* asked, doubl
     }
     std::vector<Input> inputs;
     for (const Tensor& tensor : tensors) inputs.emplace_back(&tensor);
-    const Outputs outputs(*vision_, vision_->run(inputs));
+    const Outputs outputs(*vision_, vision_->run(inputs), manifest_.batch());
 
-    const int64_t valid = outputs.number("num_valid"), hidden = manifest_.language_model.hidden_size;
-    if (valid < 0 || valid > num_kept)
-        throw Error(PTP_ERROR_BACKEND, "the vision graph returned an impossible num_valid")
-            .got(static_cast<long long>(valid));
+    const int64_t hidden = manifest_.language_model.hidden_size;
+    const int64_t valid = outputs.number("num_valid", num_kept), packed = outputs.number("packed_length", tiling.longest());
     const ptp_dtype dtype = outputs.at("image_features").dtype();
-    VisualTokens visual{Tensor(dtype, {valid, hidden}), {}, outputs.number("packed_length"), {}, std::nanf("")};
-    const void* features = outputs.row("image_features", dtype, num_kept * hidden);
-    if (valid) std::memcpy(visual.features.bytes.data(), features, visual.features.bytes.size());
-    const auto* positions = static_cast<const int64_t*>(outputs.row("image_positions", PTP_INT64, num_kept));
+    VisualTokens visual{Tensor(dtype, {valid, hidden}), {}, packed, {}, std::nanf("")};
+    std::memcpy(visual.features.bytes.data(), outputs.row("image_features", dtype, {num_kept, hidden}),
+                visual.features.bytes.size());
+    if (!all_finite(visual.features)) throw impossible("image_features").expected("finite numbers");
+    const auto* positions = static_cast<const int64_t*>(outputs.row("image_positions", PTP_INT64, {num_kept}));
     visual.positions.assign(positions, positions + valid);
     const std::vector<int64_t>& places = visual.positions;
-    const int64_t packed = visual.packed_length;
     const bool ascends = std::adjacent_find(places.begin(), places.end(), std::greater_equal<>()) == places.end();
-    if (packed < 0 || packed > MAX_DIMENSION || !ascends || (valid && (places.front() < 0 || places.back() >= packed))) {
-        throw Error(PTP_ERROR_BACKEND, "the vision graph returned impossible positions")
-            .got("of " + std::to_string(packed) + " tokens");
-    }
-    const auto* budgets = static_cast<const int32_t*>(outputs.row("tile_budgets", PTP_INT32, tiling.max_tiles));
+    if (!ascends || places.front() < 0 || places.back() >= packed)
+        throw impossible("image_positions").expected("ascending ones below " + std::to_string(packed));
+    const auto* budgets = static_cast<const int32_t*>(outputs.row("tile_budgets", PTP_INT32, {tiling.max_tiles}));
     visual.tile_budgets.assign(budgets, budgets + tiling.max_tiles);
-    if (manifest_.takes_question())
-        visual.alpha = *static_cast<const float*>(outputs.row("effective_alpha", PTP_FLOAT32, 1));
+    check_budgets(visual.tile_budgets, tiling.tokens_per_tile(), num_kept);
+    if (manifest_.takes_question()) {
+        visual.alpha = *static_cast<const float*>(outputs.row("effective_alpha", PTP_FLOAT32, {}));
+        if (!(visual.alpha >= -ALPHA_ROUNDING && visual.alpha <= 1 + ALPHA_ROUNDING)) {
+            char text[32];
+            std::snprintf(text, sizeof text, "%g", static_cast<double>(visual.alpha));
+            throw impossible("effective_alpha").got(text).expected("0 to 1");
+        }
+    }
     return visual;
 }
 

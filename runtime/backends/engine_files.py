@@ -15,6 +15,7 @@ from ptp.bundle.engine import (
     engine_targets,
     read_engine_config,
 )
+from ptp.bundle.hashes import FileState
 from ptp.bundle.manifest import GraphSpec
 from ptp.bundle.reader import verify_file
 from ptp.cuda import CudaDevice
@@ -38,11 +39,13 @@ class EngineFile:
         path: the engine.
         config: its fingerprint.
         rebuild: the command that builds it again.
+        state: of the file when it was verified.
     """
 
     path: Path
     config: EngineConfig
     rebuild: str
+    state: FileState
 
 
 def find_engine(bundle: Bundle, spec: GraphSpec, kind: EngineKind, machine: Machine, target: str | None) -> EngineFile:
@@ -82,8 +85,10 @@ def find_engine(bundle: Bundle, spec: GraphSpec, kind: EngineKind, machine: Mach
             if suits
             else f"build one for this GPU: {build_command(bundle.folder, machine.backend)}",
         )
-    verify_file(path, config.engine, bundle.folder.resolve(), do=f"build it again: {rebuild}", hashes=HashCache())
-    return EngineFile(path=path, config=config, rebuild=rebuild)
+    hashes = HashCache()
+    state = verify_file(path, config.engine, bundle.folder.resolve(), do=f"build it again: {rebuild}", hashes=hashes)
+    hashes.save()
+    return EngineFile(path=path, config=config, rebuild=rebuild, state=state)
 
 
 def _choose(bundle: Bundle, kind: EngineKind, machine: Machine, target: str | None) -> str:

@@ -167,7 +167,9 @@ def loader(provider: str, *, threads: int | None) -> LoadGraph:
         if fused and spec == graphs.decoder_model_merged and runs_fused:
             spec = fused
         graph = InPlaceDecoder if spec == fused else OnnxRuntimeGraph
-        return graph(bundle.path(spec.file), spec, provider=provider, threads=own)
+        loaded = graph(bundle.path(spec.file), spec, provider=provider, threads=own)
+        bundle.require_unchanged()
+        return loaded
 
     return load
 

@@ -132,7 +132,9 @@ def loader(precision: str, *, threads: int | None) -> LoadGraph:
         raise ConfigError("this CPU does not compute in bf16", got=", ".join(capabilities), do="leave --precision out")
 
     def load(bundle: Bundle, spec: GraphSpec) -> OpenVinoGraph:
-        return OpenVinoGraph(bundle.path(spec.file), spec, precision=precision, threads=threads)
+        loaded = OpenVinoGraph(bundle.path(spec.file), spec, precision=precision, threads=threads)
+        bundle.require_unchanged()
+        return loaded
 
     return load
 

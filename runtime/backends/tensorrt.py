@@ -13,6 +13,7 @@ from typing import Any
 from ptp.bundle import Bundle
 from ptp.bundle.engine import KINDS, MODULES, EngineBackend, graph_of
 from ptp.bundle.manifest import Dtype, GraphSpec, TensorSpec
+from ptp.bundle.reader import require_unchanged
 from ptp.cuda import device_problem, find_device
 from ptp.errors import BackendError
 from ptp.runtime.backends.base import Graph, refuse_difference, settled
@@ -90,6 +91,7 @@ class EngineLoader:
             self._runtime.engine_host_code_allowed = True
         with file.path.open("rb") as opened, _mapped(opened, file.path) as data:
             engine = self._runtime.deserialize_cuda_engine(data)
+        require_unchanged(file.path, file.state)
         if engine is None:
             raise BackendError(
                 f"{self._machine.backend} {self._machine.version} cannot load {file.path}",

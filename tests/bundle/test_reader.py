@@ -1,11 +1,17 @@
+import errno
+import hashlib
 import json
 import os
+import shutil
+import socket
+from pathlib import Path
 
 import pytest
 
 from ptp.bundle import HashCache, open_bundle
 from ptp.bundle.manifest import MANIFEST_NAME
 from ptp.errors import BundleError, IntegrityError, SchemaError
+from ptp.runtime.backends.registry import graph_loader
 
 
 def edit(folder, change):
@@ -167,6 +173,22 @@ HOSTILE = {
         [x["shape"].__setitem__(1, "num_kept") for x in vision(d)["outputs"][:2]],
     ),
     "range upside down": lambda d: d["pruning"].update(keep_range=RANGE | {"min_kept": 184, "max_kept": 56}),
+    "many files": lambda d: d["files"].update({f"m/{i}": d["files"]["config.json"] for i in range(4097)}),
+    "long name": lambda d: d["files"].update({"a" * 256: d["files"]["config.json"]}),
+    "another spelling of a path": lambda d: d["files"].update({"./config.json": d["files"]["config.json"]}),
+    "more of the thumbnail than it has": lambda d: d["pruning"].update(
+        levels={"thumbnail": 65, "crops": 15, "newline": 24}
+    ),
+    "an end token outside the vocabulary": lambda d: d["prompting"].update(eos_token_ids=[768]),
+    "a large row of the cache": lambda d: (
+        d["language_model"].update(num_kv_heads=1 << 12, head_dim=1 << 9),
+        [x["shape"].__setitem__(slice(1, 4), [1 << 12, "t", 1 << 9]) for x in decoder(d)["inputs"][3:]],
+        [
+            x["shape"].__setitem__(slice(1, 4), [1 << 12, "t", 1 << 9])
+            for x in decoder(d)["outputs"]
+            if "present" in x["name"]
+        ],
+    ),
     "dtype": lambda d: d["graphs"]["vision_encoder"]["inputs"][0].update(dtype="float64"),
 }
 
@@ -177,6 +199,15 @@ def test_hostile_manifests_are_refused_in_one_line(copied_bundle, name):
     with pytest.raises(SchemaError) as error:
         open_bundle(copied_bundle)
     assert "\n" not in str(error.value)
+
+
+def test_the_dimensions_of_a_shape_are_counted_before_they_are_multiplied(copied_bundle, monkeypatch):
+    multiplied = []
+    monkeypatch.setattr("ptp.bundle.schema.math.prod", lambda sizes: multiplied.append(list(sizes)) or 1)
+    edit(copied_bundle, lambda d: vision(d)["inputs"][0].update(shape=[1 << 20] * 300_000))
+    with pytest.raises(SchemaError, match="shape"):
+        open_bundle(copied_bundle)
+    assert max(map(len, multiplied)) <= 8
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00", "[" * 100_000, '{"schema_version": 2}'])
@@ -227,3 +258,120 @@ def test_without_a_home_folder_hashes_are_not_kept_where_others_can_write(copied
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert open_bundle(copied_bundle)
     assert not (tmp_path / "ptp-export").exists()
+
+
+def test_the_cache_is_written_once_for_many_files(copied_bundle, tmp_path, monkeypatch):
+    written = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, target: written.append(target) or replace(self, target))
+    (copied_bundle / "m").mkdir()
+    empty = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+    for i in range(50):
+        (copied_bundle / "m" / str(i)).touch()
+    edit(copied_bundle, lambda d: d["files"].update({f"m/{i}": empty for i in range(50)}))
+    open_bundle(copied_bundle, hashes=HashCache(tmp_path / "cache.json"))
+    assert written == [tmp_path / "cache.json"]
+
+
+def test_writers_of_one_cache_keep_each_others_hashes(copied_bundle, tmp_path):
+    one, two = (HashCache(tmp_path / "cache.json") for _ in range(2))
+    for cache, name in ((one, "tokenizer.json"), (two, "config.json")):
+        cache.sha256_of(copied_bundle / name)
+    one.save()
+    two.save()
+    known = json.loads((tmp_path / "cache.json").read_text())
+    assert {Path(path).name for path in known} == {"tokenizer.json", "config.json"}
+
+
+def test_a_cache_that_would_be_too_large_begins_anew(copied_bundle, tmp_path, monkeypatch):
+    cache = tmp_path / "cache.json"
+    cache.write_text(json.dumps({f"/gone/{i}": [1, 2, 3, 4, "0" * 64] for i in range(100)}))
+    monkeypatch.setattr("ptp.bundle.hashes.MAX_CACHE_BYTES", cache.stat().st_size)
+    hashes = HashCache(cache)
+    hashes.sha256_of(copied_bundle / "config.json")
+    hashes.save()
+    assert [Path(path).name for path in json.loads(cache.read_text())] == ["config.json"]
+
+
+def test_a_full_disk_leaves_no_temporary_file(copied_bundle, tmp_path, monkeypatch):
+    def full(self, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    assert open_bundle(copied_bundle, hashes=HashCache(tmp_path / "cache" / "sha256.json"))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_the_place_of_the_graphs_is_no_link_and_nothing_is_walked(copied_bundle, tmp_path, monkeypatch):
+    walked = []
+    scan = os.scandir
+    shutil.move(copied_bundle / "onnx", tmp_path / "elsewhere")
+    (copied_bundle / "onnx").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setattr(os, "scandir", lambda path: walked.append(path) or scan(path))
+    with pytest.raises(IntegrityError, match="onnx is a link; expected a folder"):
+        open_bundle(copied_bundle)
+    assert walked == []
+
+
+def test_folders_beside_the_graphs_are_not_entered(copied_bundle, monkeypatch):
+    walked = []
+    scan = os.scandir
+    (copied_bundle / "onnx/a/b/c").mkdir(parents=True)
+    monkeypatch.setattr(os, "scandir", lambda path: walked.append(path) or scan(path))
+    with pytest.raises(IntegrityError, match="onnx/a is not a file of this bundle"):
+        open_bundle(copied_bundle)
+    assert walked == [copied_bundle / "onnx"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "socket"])
+def test_what_is_no_file_is_refused_and_never_waited_for(copied_bundle, kind, monkeypatch):
+    path = copied_bundle / "tokenizer.json"
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        monkeypatch.chdir(copied_bundle)  # a socket's path is short
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind("tokenizer.json")
+    with pytest.raises(IntegrityError, match=r"tokenizer\.json (is not a file|cannot be read)"):
+        open_bundle(copied_bundle)
+
+
+def test_a_file_that_cannot_be_read_is_refused_in_one_line(copied_bundle, monkeypatch):
+    opened = os.open
+
+    def denied(path, *arguments, **options):
+        if str(path).endswith("tokenizer.json"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", denied)
+    with pytest.raises(IntegrityError, match=r"tokenizer\.json cannot be read; got Permission denied"):
+        open_bundle(copied_bundle)
+
+
+@pytest.mark.parametrize("folder", ["a" * 300, "a\0b"])
+def test_names_that_no_folder_has_are_no_bundle(folder):
+    with pytest.raises(BundleError, match="is not a bundle"):
+        open_bundle(folder)
+
+
+def test_bytes_are_compared_where_they_are_read(copied_bundle):
+    bundle = open_bundle(copied_bundle)
+    assert bundle.read("tokenizer.json") == (copied_bundle / "tokenizer.json").read_bytes()
+    path = copied_bundle / "tokenizer.json"
+    path.write_bytes(path.read_bytes().replace(b"a", b"b", 1))
+    with pytest.raises(IntegrityError, match=r"tokenizer\.json was altered"):
+        bundle.read("tokenizer.json")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_graph_exchanged_after_it_was_verified_is_not_used(copied_bundle, backend):
+    bundle = open_bundle(copied_bundle)
+    path = copied_bundle / "onnx/embed_tokens.onnx"
+    shutil.copy(path, copied_bundle / "copy")
+    (copied_bundle / "copy").replace(path)
+    with pytest.raises(IntegrityError, match=r"embed_tokens\.onnx changed after it was verified; start again"):
+        graph_loader(backend)(bundle, bundle.manifest.graphs.embed_tokens)

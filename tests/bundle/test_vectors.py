@@ -4,10 +4,12 @@ import json
 import os
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_bundle import file_entry
 from safetensors.numpy import load_file, save_file
 
 from ptp.bundle import Bundle, open_bundle
@@ -25,15 +27,30 @@ def spoiled(demo_bundle, tmp_path):
     return Bundle(folder=tmp_path, manifest=manifest)
 
 
+def listed(bundle):
+    """Return a bundle whose manifest lists the vectors that are in its folder."""
+    files = bundle.manifest.files | {VECTORS_NAME: file_entry(bundle.folder / VECTORS_NAME)}
+    return replace(bundle, manifest=bundle.manifest.model_copy(update={"files": files}))
+
+
+def test_vectors_exchanged_after_the_bundle_was_opened_are_not_used(demo_bundle, tmp_path):
+    shutil.copytree(demo_bundle, tmp_path / "copy")
+    bundle = open_bundle(tmp_path / "copy")
+    tensors = read_tensors(bundle.read(VECTORS_NAME))
+    write_tensors(bundle.folder / VECTORS_NAME, tensors | {"0.tokens": tensors["0.tokens"] ^ 1})
+    with pytest.raises(IntegrityError, match=r"vectors\.safetensors was altered; got SHA-256"):
+        read_vectors(bundle)
+
+
 def test_the_format_is_safetensors(demo_bundle, tmp_path):
     path = demo_bundle / VECTORS_NAME
-    ours, theirs = read_tensors(path), load_file(path)
+    ours, theirs = read_tensors(path.read_bytes()), load_file(path)
     assert set(ours) == set(theirs)
     for name, array in theirs.items():
         assert ours[name].dtype == array.dtype
         np.testing.assert_array_equal(ours[name], array)
     save_file(theirs, tmp_path / "theirs", metadata={"made by": "another program"})
-    assert read_tensors(tmp_path / "theirs").keys() == theirs.keys()
+    assert read_tensors((tmp_path / "theirs").read_bytes()).keys() == theirs.keys()
     write_tensors(tmp_path / "again", ours)
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
@@ -43,7 +60,7 @@ def test_vectors_are_read_as_they_were_written(demo_bundle, tmp_path):
     vectors = read_vectors(bundle)
     assert len({tuple(vector.tile_grid) for vector in vectors}) == len(vectors) == 3
     write_vectors(tmp_path / VECTORS_NAME, vectors)
-    again = read_vectors(Bundle(folder=tmp_path, manifest=bundle.manifest))
+    again = read_vectors(listed(Bundle(folder=tmp_path, manifest=bundle.manifest)))
     for one, two in zip(vectors, again, strict=True):
         for name in TENSORS:
             np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
@@ -96,11 +113,11 @@ HOSTILE_TENSORS = {
 
 @pytest.mark.parametrize("message", HOSTILE_TENSORS)
 def test_tensors_that_no_export_writes_are_refused_in_one_line(spoiled, message):
-    tensors = read_tensors(spoiled.folder / VECTORS_NAME)
+    tensors = read_tensors((spoiled.folder / VECTORS_NAME).read_bytes())
     HOSTILE_TENSORS[message](tensors)
     write_tensors(spoiled.folder / VECTORS_NAME, tensors)
     with pytest.raises(SchemaError) as error:
-        read_vectors(spoiled)
+        read_vectors(listed(spoiled))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -141,7 +158,7 @@ HOSTILE_BYTES = {
 def test_bytes_that_are_no_tensors_are_refused_in_one_line(spoiled, name):
     (spoiled.folder / VECTORS_NAME).write_bytes(HOSTILE_BYTES[name])
     with pytest.raises(SchemaError, match=r"vectors\.safetensors holds no parity vectors of this bundle") as error:
-        read_vectors(spoiled)
+        read_vectors(listed(spoiled))
     assert "\n" not in str(error.value)
 
 

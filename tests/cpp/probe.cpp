@@ -7,6 +7,7 @@
 
 #include "bundle.hpp"
 #include "decode.hpp"
+#include "engine_config.hpp"
 #include "error.hpp"
 #include "prompt.hpp"
 #include "ptp.hpp"
@@ -110,6 +111,25 @@ Json resize(const Json& order) {
 Json manifest(const Json& order) {
     ptp_core::Manifest::from_json(file_text(order["path"]));
     return true;
+}
+
+// What is refused of many texts: null for one that is taken. They lie one a line, as JSON texts.
+Json judge(const Json& order) {
+    const bool is_engine = order["of"] == "engine";
+    Json refusals = Json::array();
+    for (const Json& text : Json::parse(file_text(order["path"]))) {
+        try {
+            if (is_engine) {
+                ptp_core::parse_engine_config(text.get<std::string>());
+            } else {
+                ptp_core::Manifest::from_json(text.get<std::string>());
+            }
+            refusals.push_back(nullptr);
+        } catch (const std::exception& error) {
+            refusals.push_back(error.what());
+        }
+    }
+    return refusals;
 }
 
 // Every float16, to float32 and back; and every float32 of the list to float16.
@@ -262,6 +282,7 @@ Json run(const Json& order) {
     if (what == "tiles") return tiles(order);
     if (what == "resize") return resize(order);
     if (what == "manifest") return manifest(order);
+    if (what == "judge") return judge(order);
     if (what == "halves") return halves(order);
     if (what == "ask") return ask(order);
     if (what == "misuse") return misuse(order);

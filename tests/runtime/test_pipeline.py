@@ -216,35 +216,35 @@ def test_auto_alpha_reaches_the_graph_as_a_negative_number(tmp_path: Path) -> No
     pipe = pipeline(bundle)
     pipe.encode(IMAGE, "hi")
     pipe.encode(IMAGE, "hi", alpha=0.25)
-    assert pipe.encode(IMAGE, "hi", alpha="auto").alpha == -1  # what the graph says it used
+    assert pipe.encode(IMAGE, "hi", alpha="auto").alpha == 1  # what the graph says it used
     assert [call["alpha"].tolist() for call in bundle.graphs["vision.onnx"].calls] == [[-1], [0.25], [-1]]
 
 
-RANGE = {"min": 1 / 6, "max": 0.75, "min_kept": 4, "max_kept": 11}
+RANGE = {"min": 1 / 6, "max": 0.75, "min_kept": 16, "max_kept": 44}
 
 
 def test_keep_is_chosen_at_run_time_where_the_bundle_has_a_range(tmp_path: Path) -> None:
-    """3 tiles of 4 tokens, and 4 newline rows."""
-    levels = {"thumbnail": 1, "crops": 2, "newline": 4}
-    bundle = fake(tmp_path, pruning={"keep_range": RANGE, "levels": levels, "num_kept": 7})
+    """3 tiles of 16 tokens, and 8 newline rows."""
+    levels = {"thumbnail": 4, "crops": 8, "newline": 8}
+    bundle = fake(tmp_path, pruning={"keep_range": RANGE, "levels": levels, "num_kept": 20})
     pipe = pipeline(bundle)
     for keep in (None, 0.5, "1/3"):
         pipe.encode(IMAGE, "hi", keep=keep)
-    assert [call["num_kept"].tolist() for call in bundle.graphs["vision.onnx"].calls] == [[7], [10], [8]]
+    assert [call["num_kept"].tolist() for call in bundle.graphs["vision.onnx"].calls] == [[20], [32], [24]]
     for keep in (0.9, 0.01, 0.0, "much", 1e-100, Fraction(10**400), True):
         with pytest.raises(ConfigError, match=r"keep"):
             pipe.encode(IMAGE, "hi", keep=keep)
 
 
 def test_the_bundles_own_values_of_keep_are_always_taken(tmp_path: Path) -> None:
-    """⌊0.3333333333333333 · 12⌋ is 3 and ⌊12 / 3⌋ is 4: the manifest's rounded fractions mean what they stand for."""
-    levels = {"thumbnail": 1, "crops": 3, "newline": 4}
-    bounds = {"min": 1 / 3, "max": 2 / 3, "min_kept": 8, "max_kept": 12}
-    pruning = {"keep": 1 / 3, "keep_range": bounds, "levels": levels, "num_kept": 8}
+    """⌊0.3333333333333333 · 48⌋ is 15 and ⌊48 / 3⌋ is 16: the manifest's rounded fractions mean what they stand for."""
+    levels = {"thumbnail": 5, "crops": 11, "newline": 8}
+    bounds = {"min": 1 / 3, "max": 2 / 3, "min_kept": 24, "max_kept": 40}
+    pruning = {"keep": 1 / 3, "keep_range": bounds, "levels": levels, "num_kept": 24}
     bundle = fake(tmp_path, pruning=pruning)
     for keep in (1 / 3, "1/3", 0.6666666666666666):
         pipeline(bundle).encode(IMAGE, "hi", keep=keep)
-    assert [call["num_kept"].tolist() for call in bundle.graphs["vision.onnx"].calls] == [[8], [8], [12]]
+    assert [call["num_kept"].tolist() for call in bundle.graphs["vision.onnx"].calls] == [[24], [24], [40]]
     pipeline(fake(tmp_path)).encode(IMAGE, "hi", keep=0.25)  # of a fixed bundle its own, too
 
 

@@ -1,10 +1,11 @@
 """What the graphs must look like by the manifest's other facts."""
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ptp.bundle.manifest import GraphSpec, LanguageModel, Manifest
+    from ptp.bundle.manifest import GraphSpec, LanguageModel, Manifest, TensorSpec
 
 Shape = tuple[int | str, ...]
 
@@ -13,6 +14,14 @@ GRAPH_FOLDER = "onnx/"
 
 MAX_BATCH = 64
 """Images of one call: beyond, a graph's activations outgrow every board this is for."""
+
+MAX_GRAPH_BYTES = 1 << 32
+"""Inputs and outputs of one call of the vision graph."""
+
+MAX_TOKEN_BYTES = 1 << 26
+"""Inputs and outputs of the embedding or the decoder for one token, its row of the cache included."""
+
+ELEMENT_BYTES = {"float32": 4, "float16": 2, "int64": 8, "int32": 4, "bool": 1}
 
 ANY = "?"
 """Stands for a dimension that is named at run time."""
@@ -34,14 +43,55 @@ def disagreements(manifest: "Manifest") -> list[str]:
     problems += [problem for graph in graphs.all for problem in _doubles(graph)]
     problems += _vision_names(manifest) + _misfits(graphs.vision_encoder, _vision_shapes(manifest))
     vision, twin = graphs.vision_encoder, graphs.vision_encoder_onnxruntime
-    if twin is not None and (twin.inputs, twin.outputs) != (vision.inputs, vision.outputs):
+    if twin is not None and _signature(twin) != _signature(vision):
         problems.append(f"{twin.file} has other inputs or outputs than {vision.file}")
     embeds: dict[str, Shape] = {"input_ids": (ANY, ANY), "inputs_embeds": (ANY, ANY, text.hidden_size)}
     problems += _misfits(graphs.embed_tokens, embeds)
     for spec, batch in ((graphs.decoder_model_merged, ANY), (graphs.decoder_onnxruntime, 1)):
         if spec is not None:
             problems += _decoder_misfits(spec, batch, text) + _broken_loops(graphs.embed_tokens, spec)
-    return problems
+    return problems + _impossible_tokens(manifest) + _too_large(manifest)
+
+
+def _impossible_tokens(manifest: "Manifest") -> list[str]:
+    """Return what says of tokens that there are more than an image or the vocabulary has."""
+    pruning, tiling, prompting = manifest.pruning, manifest.tiling, manifest.prompting
+    tile, rows = tiling.tokens_per_tile, max(rows for rows, _ in tiling.grids) * tiling.tokens_per_side
+    visual, levels, vocabulary = tiling.max_tiles * tile, pruning.levels, manifest.language_model.vocab_size
+    counts = [
+        ("the thumbnail's level", levels.thumbnail, tile),
+        ("the levels of thumbnail and crops", levels.thumbnail + levels.crops, visual),
+        ("the newlines' level", levels.newline, rows),
+        ("max_kept", pruning.keep_range.max_kept if pruning.keep_range else 0, visual + rows),
+        ("image_token_id", prompting.image_token_id, vocabulary - 1),
+        ("an end token's id", max(prompting.eos_token_ids, default=0), vocabulary - 1),
+    ]
+    return [f"{what} is {found}, more than {most}" for what, found, most in counts if found > most]
+
+
+def _too_large(manifest: "Manifest") -> list[str]:
+    """Return the graphs whose inputs and outputs would fill the memory; a size of run time counts as the least."""
+    graphs, bounds = manifest.graphs, manifest.pruning.keep_range
+    kept = bounds.max_kept if bounds else 1
+    vision = [(x, MAX_GRAPH_BYTES, kept, "") for x in (graphs.vision_encoder, graphs.vision_encoder_onnxruntime)]
+    text = (graphs.embed_tokens, graphs.decoder_model_merged, graphs.decoder_onnxruntime)
+    return [
+        f"{graph.file} takes and returns more than {limit} bytes{unit}"
+        for graph, limit, named, unit in (*vision, *((graph, MAX_TOKEN_BYTES, 1, " a token") for graph in text))
+        if graph and sum(_bytes(spec, named) for spec in (*graph.inputs, *graph.outputs)) > limit
+    ]
+
+
+def _bytes(spec: "TensorSpec", named: int) -> int:
+    return ELEMENT_BYTES[spec.dtype] * math.prod(named if isinstance(size, str) else size for size in spec.shape)
+
+
+def _signature(graph: "GraphSpec") -> list[list[tuple[str, str, Shape]]]:
+    """Return what a graph takes and returns; what a size of run time is called does not count."""
+    return [
+        [(x.name, x.dtype, tuple(ANY if isinstance(size, str) else size for size in x.shape)) for x in tensors]
+        for tensors in (graph.inputs, graph.outputs)
+    ]
 
 
 def _decoder_misfits(spec: "GraphSpec", batch: int | str, text: "LanguageModel") -> list[str]:

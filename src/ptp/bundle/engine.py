@@ -4,25 +4,33 @@ An engine runs only on what it was built for, and holds no readable names; its f
 compared before it is given an input. `docs/bundle.md` describes the format for people who write their own loader.
 """
 
-import json
 import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from ptp.bundle.manifest import (
-    MAX_DIMENSION,
+from ptp.bundle.hashes import read_file
+from ptp.bundle.manifest import Graphs, GraphSpec, Precision
+from ptp.bundle.schema import (
+    MAX_FILES,
+    MAX_POSITIONS,
+    MAX_RANK,
+    MAX_TENSORS,
+    Bytes,
+    Count,
     FileEntry,
-    Graphs,
-    GraphSpec,
+    Integer,
     Line,
+    Measure,
     Model,
-    Precision,
+    Relative,
     TensorSpec,
+    decode,
+    validate,
 )
-from ptp.errors import IntegrityError, SchemaError
+from ptp.errors import SchemaError
 
 ENGINE_FOLDER = "engines"
 CONFIG_NAME = "config.json"
@@ -34,7 +42,9 @@ MODULES: dict[EngineBackend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "te
 """The Python module of each backend's library, which builds engines and runs them."""
 
 KINDS: tuple[EngineKind, ...] = ("visual", "embed", "llm")
-Shape = tuple[Annotated[int, Field(ge=0, le=MAX_DIMENSION)], ...]
+Shape = Annotated[tuple[Count, ...], Field(max_length=MAX_RANK)]
+Version = Annotated[int, Field(ge=0, le=1000)]
+Setting = bool | Annotated[int, Field(ge=-(1 << 40), le=1 << 40)] | Line
 
 
 class ShapeRange(Model):
@@ -49,7 +59,7 @@ class Profile(Model):
     """One optimisation profile: what it is for (`vision`, `tokens`, `prefill`, `decode`), and what is not fixed."""
 
     name: Line
-    shapes: dict[Line, ShapeRange]
+    shapes: dict[Line, ShapeRange] = Field(max_length=MAX_TENSORS)
 
     def bounds(self) -> dict[str, list[Shape]]:
         """Return the smallest, the most frequent and the largest shape of each input."""
@@ -78,24 +88,24 @@ class EngineConfig(Model):
         estimated_bytes: what `ptp build --dry-run` had estimated for that.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Annotated[Literal[1], Integer] = 1
     kind: EngineKind
     backend: EngineBackend
     target: Line
-    compute_capability: tuple[int, int]
+    compute_capability: tuple[Version, Version]
     builder: Line
     precision: Precision
-    flags: dict[Line, bool | int | Line]
+    flags: dict[Line, Setting] = Field(max_length=256)
     profiles: tuple[Profile, ...] = Field(min_length=1, max_length=16)
-    max_context: int = Field(ge=1)
-    inputs: tuple[TensorSpec, ...] = Field(max_length=4096)
-    outputs: tuple[TensorSpec, ...] = Field(max_length=4096)
-    graph: Line
-    graph_files: dict[Line, FileEntry]
+    max_context: int = Field(ge=1, le=MAX_POSITIONS)
+    inputs: tuple[TensorSpec, ...] = Field(max_length=MAX_TENSORS)
+    outputs: tuple[TensorSpec, ...] = Field(max_length=MAX_TENSORS)
+    graph: Relative
+    graph_files: dict[Relative, FileEntry] = Field(max_length=MAX_FILES)
     engine: FileEntry
-    seconds: float
-    peak_bytes: int
-    estimated_bytes: int
+    seconds: Measure
+    peak_bytes: Bytes
+    estimated_bytes: Bytes
 
     @property
     def file_name(self) -> str:
@@ -117,6 +127,21 @@ def engine_folder(bundle: Path, backend: EngineBackend, target: str, kind: Engin
     return bundle / ENGINE_FOLDER / backend / target / kind
 
 
+def parse_engine_config(text: str, name: str, do: str) -> EngineConfig:
+    """Return the fingerprint that a text is.
+
+    Args:
+        text: of a `config.json`.
+        name: of the file, for errors.
+        do: what repairs it.
+
+    Raises:
+        SchemaError: it is malformed.
+    """
+    decode(text, name, do)
+    return validate(EngineConfig, text, f"{name} is not an engine's fingerprint", do)
+
+
 def read_engine_config(folder: Path) -> EngineConfig:
     """Read and validate the fingerprint of an engine, without looking at the engine.
 
@@ -127,19 +152,11 @@ def read_engine_config(folder: Path) -> EngineConfig:
     path = folder / CONFIG_NAME
     target, backend, _, bundle = folder.parents[:4]
     do = f"build the engine again: {build_command(bundle, backend.name, target=target.name, force=True)}"
-    if not path.is_file():
-        raise IntegrityError(f"{path} is missing", do=do)
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise IntegrityError(f"{path} is too large", got=f"{path.stat().st_size} bytes", expected=MAX_CONFIG_BYTES)
     try:
-        text = path.read_text(encoding="utf-8")
-        json.loads(text)
-        return EngineConfig.model_validate_json(text)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, x['loc']))}: {x['msg']}" for x in error.errors()[:5])
-        raise SchemaError(f"{path} is not an engine's fingerprint", got=problems, do=do) from error
-    except (ValueError, RecursionError) as error:
-        raise SchemaError(f"{path} is not JSON", got=error, do=do) from error
+        text = read_file(path, MAX_CONFIG_BYTES, do=do).decode()
+    except UnicodeDecodeError as error:
+        raise SchemaError(f"{path} is not UTF-8 text", got=error, do=do) from error
+    return parse_engine_config(text, str(path), do)
 
 
 def read_engines(bundle: Path) -> tuple[EngineConfig, ...]:

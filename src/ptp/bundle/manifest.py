@@ -4,38 +4,46 @@ The classes below are the schema. They are frozen, refuse unknown keys, and vali
 that loads is one that can be relied on. `docs/bundle.md` describes the format for people who write their own loader.
 """
 
-import json
-import math
 import shlex
-from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
+from pydantic import Field, StrictBool, field_validator, model_validator
 
 from ptp.anyres import Grid
 from ptp.bundle.contract import disagreements
+from ptp.bundle.schema import (
+    MAX_DIMENSION,
+    MAX_FILE_BYTES,
+    MAX_FILES,
+    MAX_POSITIONS,
+    MAX_TENSORS,
+    AlwaysTrue,
+    Count,
+    Dtype,
+    FileEntry,
+    Integer,
+    Line,
+    Measure,
+    Model,
+    Relative,
+    Size,
+    TensorSpec,
+    decode,
+    validate,
+)
 from ptp.errors import SchemaError
+
+__all__ = ["MAX_DIMENSION", "Count", "Dtype", "FileEntry", "Line", "Model", "Size", "TensorSpec"]
 
 MANIFEST_NAME = "ptp_config.json"
 SCHEMA_VERSION: Literal[2] = 2
 
-# Bounds on what a stranger's manifest may ask for; far above any model this format can describe.
-MAX_FILE_BYTES = 1 << 40
-MAX_DIMENSION = 1 << 20
-MAX_ELEMENTS = 1 << 30
-
-Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", max_length=1000)]
-"""Text that is shown to a person: no control characters, which a terminal would obey."""
-
 Text = Annotated[str, Field(max_length=1 << 16)]
 """Text that goes into a prompt as it is."""
 
-Count = Annotated[int, Field(ge=0, le=MAX_DIMENSION)]
-Size = Annotated[int, Field(ge=1, le=MAX_DIMENSION)]
-Dtype = Literal["float32", "float16", "int64", "int32", "bool"]
 Precision = Literal["fp32", "fp16"]
 WeightType = Literal["int8", "int4"]
-BlockSize = Literal[32, 128]
+BlockSize = Annotated[Literal[32, 128], Integer]
 Instruction = Literal["none", "similarity", "attention"]
 RegionRule = Literal["cls_cosine", "thumbnail_attention", "uniform"]
 ThumbnailPolicy = Literal["ratio", "keep_all", "as_region"]
@@ -45,41 +53,17 @@ Trim = Literal["none", "both", "end"]
 Alpha = Annotated[float, Field(ge=0, le=1)] | Literal["auto"]
 """Weight of the question, 0 to 1, or `auto`: computed in the graph for each question."""
 
-
-class Model(BaseModel):
-    """What every class of a file's schema is: frozen, and refusing keys it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class TensorSpec(Model):
-    """Name, element type and shape of a graph's input or output; a string is a dimension named at run time."""
-
-    name: Line = Field(min_length=1)
-    dtype: Dtype
-    shape: tuple[Size | Line, ...]
-
-    @field_validator("shape")
-    @classmethod
-    def _fits_into_memory(cls, shape: tuple[int | str, ...]) -> tuple[int | str, ...]:
-        if math.prod(size for size in shape if isinstance(size, int)) > MAX_ELEMENTS:
-            raise ValueError(f"a tensor must not have more than {MAX_ELEMENTS} elements")
-        return shape
+Mean = Annotated[float, Field(ge=-1e6, le=1e6)]
+Deviation = Annotated[float, Field(ge=1e-6, le=1e6)]
+Token = Annotated[str, Field(max_length=1000)]
 
 
 class GraphSpec(Model):
     """One ONNX graph of the bundle: its file and its inputs and outputs."""
 
-    file: Line
-    inputs: tuple[TensorSpec, ...] = Field(max_length=4096)
-    outputs: tuple[TensorSpec, ...] = Field(max_length=4096)
-
-
-class FileEntry(Model):
-    """Size in bytes and SHA-256 of a file of the bundle."""
-
-    bytes: int = Field(ge=0, le=MAX_FILE_BYTES)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    file: Relative
+    inputs: tuple[TensorSpec, ...] = Field(max_length=MAX_TENSORS)
+    outputs: tuple[TensorSpec, ...] = Field(max_length=MAX_TENSORS)
 
 
 class Quantization(Model):
@@ -148,9 +132,9 @@ class Pruning(Model):
     num_kept: Size
     instruction: Instruction
     alpha: Alpha
-    saliency_layer: Count
+    saliency_layer: int = Field(ge=0, lt=512)
     region: RegionRule
-    region_temperature: float = Field(gt=0)
+    region_temperature: float = Field(gt=0, le=1e6)
     thumbnail: ThumbnailPolicy
     newline: NewlinePolicy
     positions: PositionPolicy
@@ -182,14 +166,20 @@ class Tiling(Model):
     max_tiles: Size
     grids: tuple[Grid, ...] = Field(min_length=1, max_length=1024)
     resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
-    rescale_factor: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    rescale_factor: float = Field(ge=1e-6, le=1e6)
+    mean: tuple[Mean, Mean, Mean]
+    std: tuple[Deviation, Deviation, Deviation]
 
     @property
     def tokens_per_tile(self) -> int:
         """N, the visual tokens of a tile."""
         return self.tokens_per_side**2
+
+    @property
+    def longest(self) -> int:
+        """The most tokens of an unpruned sequence: thumbnail and the largest grid's rows, a newline after each."""
+        side = self.tokens_per_side
+        return side * side + max(rows * side * (columns * side + 1) for rows, columns in self.grids)
 
     @field_validator("grids")
     @classmethod
@@ -197,13 +187,6 @@ class Tiling(Model):
         if any(not 1 <= side <= 1024 for grid in grids for side in grid):
             raise ValueError("grid sides must be 1 to 1024")
         return grids
-
-    @field_validator("std")
-    @classmethod
-    def _std_is_not_zero(cls, std: tuple[float, float, float]) -> tuple[float, float, float]:
-        if 0 in std:
-            raise ValueError("std must not contain 0")
-        return std
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> "Tiling":
@@ -260,10 +243,10 @@ class Prompting(Model):
         chat: the text around the question.
     """
 
-    image_token: str = Field(min_length=1, max_length=1000)
-    image_token_id: int = Field(ge=0)
+    image_token: Token = Field(min_length=1)
+    image_token_id: Count
     add_special_tokens: StrictBool
-    eos_token_ids: tuple[int, ...]
+    eos_token_ids: tuple[Count, ...] = Field(max_length=MAX_TENSORS)
     max_prompt: Size
     chat: ChatFormat
 
@@ -275,8 +258,8 @@ class LanguageModel(Model):
     num_kv_heads: Size
     head_dim: Size
     hidden_size: Size
-    vocab_size: int = Field(ge=1)
-    max_position_embeddings: int = Field(ge=1)
+    vocab_size: Size
+    max_position_embeddings: int = Field(ge=1, le=MAX_POSITIONS)
 
 
 class Graphs(Model):
@@ -314,7 +297,7 @@ class Drift(Model):
 
     positions: Size
     top1_agreement: float = Field(ge=0, le=1)
-    kl_divergence: float
+    kl_divergence: Measure
 
 
 class Parity(Model):
@@ -330,11 +313,11 @@ class Parity(Model):
         drift: what quantisation changed; None where nothing was quantised.
     """
 
-    images: tuple[tuple[int, int], ...]
-    max_feature_difference: float
-    max_score_difference: float
-    kept_indices_equal: Literal[True]
-    tensorrt_rtx: str | None
+    images: tuple[tuple[Size, Size], ...] = Field(max_length=MAX_TENSORS)
+    max_feature_difference: Measure
+    max_score_difference: Measure
+    kept_indices_equal: AlwaysTrue
+    tensorrt_rtx: Line | None
     drift: Drift | None = Field(default=None, exclude_if=lambda drift: drift is None)
 
 
@@ -347,8 +330,8 @@ class Manifest(Model):
         vectors: file of the parity vectors that `ptp verify` runs again.
     """
 
-    schema_version: Literal[2]
-    tools: dict[Line, Line]
+    schema_version: Annotated[Literal[2], Integer]
+    tools: dict[Line, Line] = Field(max_length=256)
     opset: int = Field(ge=18, le=21)
     model: ModelInfo
     pruning: Pruning
@@ -356,17 +339,15 @@ class Manifest(Model):
     prompting: Prompting
     language_model: LanguageModel
     graphs: Graphs
-    files: dict[Line, FileEntry]
+    files: dict[Relative, FileEntry] = Field(max_length=MAX_FILES)
     parity: Parity
-    vectors: Line
+    vectors: Relative
 
     @field_validator("files")
     @classmethod
-    def _paths_stay_inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
-        for path in files:
-            parts = PurePosixPath(path).parts
-            if not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in path or "\0" in path:
-                raise ValueError(f"path {path!r} leaves the bundle")
+    def _files_fit_onto_a_disk(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        if sum(entry.bytes for entry in files.values()) > MAX_FILE_BYTES:
+            raise ValueError(f"the files must not have more than {MAX_FILE_BYTES} bytes together")
         return files
 
     @model_validator(mode="after")
@@ -392,10 +373,8 @@ class Manifest(Model):
         Raises:
             SchemaError: not JSON, of another schema version, or not as the schema says (all problems named).
         """
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise SchemaError(f"{MANIFEST_NAME} is not JSON", got=error, do="export the bundle again") from error
+        do = "export the bundle again"
+        data = decode(text, MANIFEST_NAME, do)
         version = data.get("schema_version") if isinstance(data, dict) else None
         if type(version) is int and version != SCHEMA_VERSION:
             newer = version > SCHEMA_VERSION
@@ -406,15 +385,7 @@ class Manifest(Model):
                 do=("install a newer ptp-export or " if newer else "")
                 + f"export the bundle again{_export_command(data)}",
             )
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, item['loc'])) or 'manifest'}: {item['msg']}" for item in error.errors()[:5]
-            )
-            raise SchemaError(
-                f"{MANIFEST_NAME} does not follow schema {SCHEMA_VERSION}", got=problems, do="export the bundle again"
-            ) from error
+        return validate(cls, text, f"{MANIFEST_NAME} does not follow schema {SCHEMA_VERSION}", do)
 
 
 def _export_command(data: dict[str, Any]) -> str:

@@ -1,14 +1,19 @@
 """Open a bundle: validate its manifest, then prove that every file is the one that was exported."""
 
-from dataclasses import dataclass
-from pathlib import Path
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
 from ptp.bundle.contract import GRAPH_FOLDER
-from ptp.bundle.hashes import HashCache, Progress
-from ptp.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
+from ptp.bundle.hashes import FileState, HashCache, Progress, open_file, read_file, state_of
+from ptp.bundle.manifest import MANIFEST_NAME, Manifest
+from ptp.bundle.schema import FileEntry
 from ptp.bundle.writer import moved_aside
 from ptp.errors import BundleError, IntegrityError
 
+AGAIN = "export the bundle again"
 MAX_MANIFEST_BYTES = 1 << 24
 MAX_SMALL_FILE_BYTES = 1 << 26
 """Bound on every file that is read whole: all but the graphs, their weights and the parity vectors."""
@@ -22,12 +27,48 @@ class Bundle:
 
     folder: Path
     manifest: Manifest
+    verified: Mapping[Path, FileState] = field(default_factory=dict, repr=False)
 
     def path(self, name: str) -> Path:
         """Return the path of a file that the manifest lists."""
         if name not in self.manifest.files:
             raise BundleError(f"the bundle {self.folder} has no file {name!r}", do="export it again")
         return self.folder / name
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a small file, which are those that the manifest lists.
+
+        Raises:
+            BundleError: the manifest lists no such file.
+            IntegrityError: it is missing, was altered since the bundle was opened, or cannot be read.
+        """
+        path, entry = self.path(name), self.manifest.files[name]
+        data = read_file(path, max(MAX_SMALL_FILE_BYTES, MAX_VECTORS_BYTES), do=AGAIN)
+        _compare_size(path, len(data), entry, AGAIN)
+        _compare_hash(path, hashlib.sha256(data).hexdigest(), entry, AGAIN)
+        return data
+
+    def require_unchanged(self) -> None:
+        """Refuse graphs and weights that changed since they were verified; to be called after a library read them.
+
+        A library opens them by path. With this, what it read is what was verified, but for a write into a file that it
+        maps while it runs.
+
+        Raises:
+            IntegrityError: a file was replaced or written to.
+        """
+        for path, state in self.verified.items():
+            require_unchanged(path, state)
+
+
+def require_unchanged(path: Path, state: FileState) -> None:
+    """Refuse a file that changed since it was verified.
+
+    Raises:
+        IntegrityError: its size, times or inode are others.
+    """
+    if state_of(path) != state:
+        raise IntegrityError(f"{path} changed after it was verified", do="start again")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -38,7 +79,11 @@ def read_manifest(folder: Path) -> Manifest:
         SchemaError: the manifest is malformed or of a newer schema.
     """
     path = folder / MANIFEST_NAME
-    if not path.is_file():
+    try:
+        is_there = path.exists()
+    except (OSError, ValueError):  # a name that no folder has
+        is_there = False
+    if not is_there:
         aside = moved_aside(folder)
         raise BundleError(
             f"{folder} is not a bundle",
@@ -47,13 +92,10 @@ def read_manifest(folder: Path) -> Manifest:
             if aside
             else "make one with ptp-export",
         )
-    size = path.stat().st_size
-    if size > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path} is too large", got=f"{size} bytes", expected=f"at most {MAX_MANIFEST_BYTES}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path, MAX_MANIFEST_BYTES).decode()
     except UnicodeDecodeError as error:
-        raise BundleError(f"{path} is not UTF-8 text", got=error, do="export the bundle again") from error
+        raise BundleError(f"{path} is not UTF-8 text", got=error, do=AGAIN) from error
     return Manifest.from_json(text)
 
 
@@ -75,20 +117,25 @@ def open_bundle(folder: str | Path, *, hashes: HashCache | None = None, progress
     hashes = hashes or HashCache()
     root = folder.resolve()
     _refuse_unlisted_weights(folder, manifest)
-    for name, entry in manifest.files.items():
-        bound = MAX_VECTORS_BYTES if name == manifest.vectors else MAX_SMALL_FILE_BYTES
-        if entry.bytes > bound and not name.startswith(GRAPH_FOLDER):
-            raise IntegrityError(
-                f"{folder / name} is too large", got=f"{entry.bytes} bytes", expected=f"at most {bound}"
-            )
-        verify_file(folder / name, entry, root, do="export the bundle again", hashes=hashes, progress=progress)
-    return Bundle(folder=folder, manifest=manifest)
+    verified = {}
+    try:
+        for name, entry in manifest.files.items():
+            path, bound = folder / name, MAX_VECTORS_BYTES if name == manifest.vectors else MAX_SMALL_FILE_BYTES
+            is_graph = name.startswith(GRAPH_FOLDER)
+            if entry.bytes > bound and not is_graph:
+                raise IntegrityError(f"{path} is too large", got=f"{entry.bytes} bytes", expected=f"at most {bound}")
+            state = verify_file(path, entry, root, do=AGAIN, hashes=hashes, progress=progress)
+            if is_graph:
+                verified[path] = state
+    finally:
+        hashes.save()
+    return Bundle(folder=folder, manifest=manifest, verified=verified)
 
 
 def verify_file(
     path: Path, entry: FileEntry, root: Path, *, do: str, hashes: HashCache, progress: Progress | None = None
-) -> None:
-    """Refuse a file that is not what was written.
+) -> FileState:
+    """Refuse a file that is not what was written, and return its state.
 
     Args:
         path: the file.
@@ -99,16 +146,24 @@ def verify_file(
         progress: called while it is read.
 
     Raises:
-        IntegrityError: it is missing, a link out of the folder, or of another size or hash.
+        IntegrityError: it is missing, no file, a link out of the folder, of another size or hash, or cannot be read.
     """
-    if not path.is_file():
-        raise IntegrityError(f"{path} is missing", do=do)
+    with open_file(path, do=do) as file:
+        size = os.fstat(file.fileno()).st_size
     if not path.resolve().is_relative_to(root):
         raise IntegrityError(f"{path} is a link out of the bundle", do=do)
-    size = path.stat().st_size
+    _compare_size(path, size, entry, do)
+    digest, state = hashes.sha256_of(path, progress, do=do)
+    _compare_hash(path, digest, entry, do)
+    return state
+
+
+def _compare_size(path: Path, size: int, entry: FileEntry, do: str) -> None:
     if size != entry.bytes:
         raise IntegrityError(f"{path} was altered", got=f"{size} bytes", expected=entry.bytes, do=do)
-    digest = hashes.sha256_of(path, progress)
+
+
+def _compare_hash(path: Path, digest: str, entry: FileEntry, do: str) -> None:
     if digest != entry.sha256:
         raise IntegrityError(
             f"{path} was altered", got=f"SHA-256 {digest[:12]}…", expected=f"{entry.sha256[:12]}…", do=do
@@ -116,9 +171,25 @@ def verify_file(
 
 
 def _refuse_unlisted_weights(folder: Path, manifest: Manifest) -> None:
-    """A graph may name any file beside it as its weights, so there must be none that was not verified."""
-    for path in sorted((folder / GRAPH_FOLDER).rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        # a linked folder is not looked into, and would lead out of what was verified
-        if (path.is_symlink() or not path.is_dir()) and name not in manifest.files:
-            raise IntegrityError(f"{path} is not a file of this bundle", do="remove it")
+    """A graph may name any file beside it as its weights, so there must be none that was not verified.
+
+    The manifest bounds the walk: it ends at the first file that is not listed and enters no folder that holds none.
+    """
+    known = {str(parent) for name in manifest.files for parent in PurePosixPath(name).parents}
+    folders = [GRAPH_FOLDER.rstrip("/")]
+    while folders:
+        name = folders.pop()
+        if (folder / name).is_symlink():
+            raise IntegrityError(f"{folder / name} is a link", expected="a folder", do=AGAIN)
+        try:
+            with os.scandir(folder / name) as entries:
+                for entry in entries:
+                    # a linked folder is not looked into, and would lead out of what was verified
+                    child, is_folder = f"{name}/{entry.name}", entry.is_dir(follow_symlinks=False)
+                    if child not in (known if is_folder else manifest.files):
+                        raise IntegrityError(f"{folder / child} is not a file of this bundle", do="remove it")
+                    folders += [child] * is_folder
+        except FileNotFoundError:
+            return  # the graphs are missing: verifying them says so
+        except OSError as error:
+            raise IntegrityError(f"{folder / name} cannot be read", got=error.strerror, do=AGAIN) from error

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
-from ptp.bundle.manifest import Count, Model
+from ptp.bundle.schema import MAX_RANK, Bytes, Count, Model
 
 Array = NDArray[Any]
 
@@ -35,8 +35,8 @@ class _Entry(Model):
     """A tensor of the header."""
 
     dtype: Literal["F32", "F16", "I64", "I32", "U8", "BOOL"]
-    shape: tuple[Count, ...]
-    data_offsets: tuple[int, int]
+    shape: tuple[Count, ...] = Field(max_length=MAX_RANK)
+    data_offsets: tuple[Bytes, Bytes]
 
 
 _Header = TypeAdapter(dict[str, _Entry])
@@ -56,13 +56,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Array]) -> None:
     path.write_bytes(b"".join([len(text).to_bytes(8, "little"), text, *data]))
 
 
-def read_tensors(path: Path) -> dict[str, Array]:
-    """Return the tensors of a file that a stranger may have written, read-only.
+def read_tensors(data: bytes) -> dict[str, Array]:
+    """Return the tensors of a file, given as its bytes, that a stranger may have written; read-only.
 
     Raises:
         ValueError: it is malformed, or a tensor lies outside it.
     """
-    data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     if not 2 <= length <= min(MAX_HEADER_BYTES, len(data) - 8):
         raise ValueError(f"a header of {length} bytes in a file of {len(data)}")
@@ -70,7 +69,7 @@ def read_tensors(path: Path) -> dict[str, Array]:
         header = json.loads(data[8 : 8 + length])
         if isinstance(header, dict):
             header.pop("__metadata__", None)
-        entries = _Header.validate_python(header)
+        entries = _Header.validate_json(json.dumps(header), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"header: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error

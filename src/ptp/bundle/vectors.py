@@ -78,7 +78,7 @@ def read_vectors(bundle: Bundle) -> tuple[Vector, ...]:
     """
     path = bundle.path(bundle.manifest.vectors)
     try:
-        return _vectors(read_tensors(path), bundle.manifest)
+        return _vectors(read_tensors(bundle.read(bundle.manifest.vectors)), bundle.manifest)
     except ValueError as error:
         raise SchemaError(
             f"{path} holds no parity vectors of this bundle", got=error, do="export the bundle again"
