@@ -1,6 +1,7 @@
 """Tokenizers of strangers: those whose work is bounded run as in the library, the others are refused in one line."""
 
 import json
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -19,8 +20,10 @@ from tokenizer_files import (
 )
 from tokenizers import Tokenizer
 
+from ptp.bundle import Bundle
 from ptp.bundle.patterns import takes_linear_time
 from ptp.bundle.tokenizer import MAX_GROWTH, MAX_TEXT_BYTES, read_tokenizer
+from ptp.bundle.writer import file_entry
 from ptp.errors import BackendError, BundleError, PromptError
 from ptp.runtime import tokenizer as module
 from ptp.runtime.detokenize import TextStream
@@ -100,17 +103,23 @@ def test_what_is_no_json_is_refused_in_one_line(data: bytes) -> None:
         BundleTokenizer(data, "tokenizer.json")
 
 
+def with_tokenizer(folder: Path, text: str) -> Bundle:
+    """Return a bundle that lists another tokenizer."""
+    bundle = FakeBundle(folder, script=[]).bundle
+    (folder / "tokenizer.json").write_text(text)
+    files = bundle.manifest.files | {"tokenizer.json": file_entry(folder / "tokenizer.json")}
+    return Bundle(folder=folder, manifest=bundle.manifest.model_copy(update={"files": files}))
+
+
 def test_a_bundle_with_such_a_tokenizer_is_not_loaded(tmp_path) -> None:
-    bundle = FakeBundle(tmp_path, script=[]).bundle
-    (tmp_path / "tokenizer.json").write_text(written(REFUSED["grows"][0]))
+    bundle = with_tokenizer(tmp_path, written(REFUSED["grows"][0]))
     with pytest.raises(BundleError, match=r"^this version cannot use .*tokenizer\.json; got normalizer and"):
         VisualEncoder(bundle, lambda *_: pytest.fail("a graph was loaded"))
 
 
 def test_tokens_without_an_embedding_are_refused(tmp_path) -> None:
-    bundle = FakeBundle(tmp_path, script=[]).bundle
+    bundle = with_tokenizer(tmp_path, written({}))
     rows = bundle.manifest.language_model.vocab_size
-    (tmp_path / "tokenizer.json").write_text(written({}))
     with pytest.raises(BundleError, match=f"has tokens without an embedding; got id {SIZE - 1}; .* below .* {rows}"):
         VisualEncoder(bundle, lambda *_: pytest.fail("a graph was loaded"))
 

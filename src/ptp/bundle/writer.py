@@ -1,5 +1,6 @@
 """Write a bundle atomically: into a hidden sibling, then renamed into place."""
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -130,8 +131,10 @@ def _replaced(folder: Path) -> Path:
 
 def moved_aside(folder: Path) -> Path | None:
     """Return where a process that was killed has left what stood at a place that is empty; None where nothing is."""
-    replaced = _replaced(folder.absolute())
-    return replaced if replaced.is_dir() and not folder.exists() else None
+    with contextlib.suppress(OSError, ValueError):  # a name that no folder has
+        replaced = _replaced(folder.absolute())
+        return replaced if replaced.is_dir() and not folder.exists() else None
+    return None
 
 
 def _replace(folder: Path, stage: Path) -> None:
