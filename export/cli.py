@@ -96,7 +96,7 @@ def export(
         with quiet_libraries(), one_line(lambda: "planning the export"):
             checkpoint = open_checkpoint(config.model, config.revision, weights=False)
             plan = make_plan(config, checkpoint)
-            if holds_weights(checkpoint.folder):
+            if checkpoint.revision is None and holds_weights(checkpoint.folder):  # of an id, only the index is there
                 find_weights(checkpoint, config.precision)
             _print_plan(console, plan, checkpoint)
         return

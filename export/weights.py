@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from ptp.errors import CheckpointError
 from ptp.export.checkpoint_files import weight_files
@@ -104,7 +104,7 @@ def find_weights(folder: Path, model: Any, dtype: torch.dtype) -> Weights:
             raise CheckpointError(
                 f"{folder} holds weights in a form that is not read", got=place.key, do="save it with transformers 5"
             )
-        found[place.key if name not in wanted and place.key in wanted else name] = place
+        found.setdefault(place.key if name not in wanted and place.key in wanted else name, place)
     ties, untied = _ties(model.all_tied_weights_keys, found)
     extra = sorted(name for name in found.keys() - wanted.keys() if not _is_old_buffer(name))
     wrong = {
@@ -149,11 +149,17 @@ def _is_old_buffer(name: str) -> bool:
     return name.endswith(("rotary_emb.inv_freq", ".position_ids"))
 
 
-def _places(files: list[Path]) -> Iterator[Place]:
+def _places(files: list[Path]) -> list[Place]:
+    """Return what files hold, in the order in which transformers takes it.
+
+    Of two files that hold the same name, the last one counts. Of two names of the same tensor, the first one does.
+    """
+    places: dict[str, Place] = {}
     for file in files:
         with safe_open(file, "pt") as opened:
             for key in opened.keys():  # no mapping
-                yield Place(file=file, key=key, shape=tuple(opened.get_slice(key).get_shape()))
+                places[key] = Place(file=file, key=key, shape=tuple(opened.get_slice(key).get_shape()))
+    return [places[key] for key in sorted(places, key=dot_natural_key)]
 
 
 def check_finite(weights: Weights, progress: Callable[[int, int], None] | None = None) -> None:

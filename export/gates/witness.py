@@ -16,8 +16,8 @@ from ptp.export.weights import Weights
 def check_weights(folder: Any, model_class: Any, config: Any, weights: Weights) -> int:
     """Refuse weights that are not the ones that transformers loads.
 
-    All tensors of a model that fits into memory are compared. Of a larger one, transformers loads the first block of
-    both towers and everything around the blocks.
+    All tensors are compared. A model that does not fit into memory is loaded as often as a tower has blocks, each time
+    with one block in each tower, whose tensors have the names of the first block.
 
     Args:
         folder: the checkpoint.
@@ -31,27 +31,43 @@ def check_weights(folder: Any, model_class: Any, config: Any, weights: Weights) 
     Raises:
         CheckpointError: all tensors that differ.
     """
-    whole = not weights.stay_on_disk
+    compared: set[str] = set()
+    differing: set[str] = set()
+    for block in range(_blocks(config)) if weights.stay_on_disk else (None,):
+        results = _compare(folder, model_class, config, weights, block)
+        compared |= results.keys()
+        differing |= {name for name, same in results.items() if not same}
+    names = sorted(differing | (weights.keys() - compared))
+    if names:
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        raise CheckpointError(
+            f"the weights that were found in {folder} are not those that transformers loads",
+            got=", ".join(names[:4]) + more,
+            do="save the model again with transformers (save_pretrained), and report this",
+        )
+    return len(weights)
+
+
+def _compare(folder: Any, model_class: Any, config: Any, weights: Weights, block: int | None) -> dict[str, bool]:
+    """Return whether tensors are the ones that transformers loads, by name: all of them, or those of one block.
+
+    What stands around the blocks is always among them. No tensor that transformers loaded outlives the call.
+    """
     model, info = model_class.from_pretrained(
         folder,
-        config=copy.deepcopy(config) if whole else _first_blocks(config),
+        config=copy.deepcopy(config) if block is None else _one_block(config),
+        key_mapping={r"\blayers\.0\.": "left_out.", rf"\blayers\.{block}\.": "layers.0."} if block else None,
         dtype=weights.dtype,
         local_files_only=True,
         use_safetensors=True,
         output_loading_info=True,
     )
-    missing = info["missing_keys"]
-    loaded = {name: value for name, value in model.state_dict().items() if name not in missing}
-    names = weights.keys() if whole else loaded.keys()
-    differing = [name for name in sorted(names) if name not in loaded or not _same(weights.get(name), loaded[name])]
-    if differing:
-        more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
-        raise CheckpointError(
-            f"the weights that were found in {folder} are not those that transformers loads",
-            got=", ".join(differing[:4]) + more,
-            do="save the model again with transformers (save_pretrained), and report this",
-        )
-    return len(names)
+    results = {}
+    for name, value in model.state_dict().items():
+        if name not in info["missing_keys"]:  # such as the block of a tower that has fewer
+            found = name.replace(".layers.0.", f".layers.{block}.") if block else name
+            results[found] = _same(weights.get(found), value)
+    return results
 
 
 def _same(found: torch.Tensor | None, loaded: torch.Tensor) -> bool:
@@ -59,7 +75,11 @@ def _same(found: torch.Tensor | None, loaded: torch.Tensor) -> bool:
     return found is not None and found.shape == loaded.shape and torch.equal(found.nan_to_num(), loaded.nan_to_num())
 
 
-def _first_blocks(config: Any) -> Any:
+def _blocks(config: Any) -> int:
+    return max(int(part.num_hidden_layers) for part in (config.text_config, config.vision_config))
+
+
+def _one_block(config: Any) -> Any:
     """Return the configuration of a model with one block in each tower."""
     short = copy.deepcopy(config)
     for part in (short.text_config, short.vision_config):

@@ -97,7 +97,7 @@ class Results(_Frozen):
 def weights_sha256(folder: Path) -> str:
     """Return the SHA-256 of a checkpoint's weights: of its `*.safetensors` files, one after the other by name."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(path for path in folder.glob("*.safetensors") if path.is_file()):  # no pipe or device
         with path.open("rb") as file:
             hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from fractions import Fraction
@@ -137,6 +138,18 @@ def beside_a_variant(folder: Path) -> None:
     save(disturbed(tensors_of(folder)), folder, "model.fp16.safetensors")
 
 
+def a_head_of_two_names(folder: Path) -> None:
+    tensors = tensors_of(folder)
+    save(tensors | {"lm_head.weight": tensors[HEAD] + 1}, folder)
+
+
+def an_embedding_of_two_names_in_shards(folder: Path) -> None:
+    tensors = tensors_of(folder)
+    new = "model.language_model.embed_tokens.weight"
+    shard({new: tensors[EMBEDDING] + 1} | tensors, folder)
+    (folder / SINGLE).unlink()
+
+
 def in_bfloat16(folder: Path) -> None:
     save({name: x.bfloat16() for name, x in tensors_of(folder).items()}, folder)
 
@@ -156,6 +169,8 @@ FORMS = (
     a_file_that_the_configuration_names,
     beside_a_pickle,
     beside_a_variant,
+    a_head_of_two_names,
+    an_embedding_of_two_names_in_shards,
     in_bfloat16,
 )
 
@@ -196,11 +211,15 @@ def test_an_exported_model_answers_as_transformers_does(form: Change, folder: Pa
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("norm", "layers.0.input_layernorm"), ("layers.1.post_attention_layernorm", "layers.1.input_layernorm")],
+)
 def test_an_export_whose_loader_mistakes_a_tensor_is_refused(
-    on_disk: bool, folder: Path, tmp_path: Path, monkeypatch
+    one: str, other: str, on_disk: bool, folder: Path, tmp_path: Path, monkeypatch
 ) -> None:
     tensors = tensors_of(folder)
-    tensors["language_model.model.norm.weight"] += 1
+    tensors[f"language_model.model.{one}.weight"] += 1
     save(tensors, folder)
     if on_disk:
         monkeypatch.setattr(weights, "IN_MEMORY", 0)
@@ -208,12 +227,12 @@ def test_an_export_whose_loader_mistakes_a_tensor_is_refused(
 
     def wrong(*arguments: object) -> Weights:
         found = find(*arguments)
-        first, last = (f"model.language_model.{x}.weight" for x in ("layers.0.input_layernorm", "norm"))
+        first, last = (f"model.language_model.{x}.weight" for x in (other, one))
         places = {**found.places, first: found.places[last], last: found.places[first]}
         return Weights(places, found.dtype, found.untied)
 
     monkeypatch.setattr(weights, "find_weights", wrong)
-    with pytest.raises(CheckpointError, match=r"not those that transformers loads; got .*layers\.0\.input_layernorm"):
+    with pytest.raises(CheckpointError, match=f"not those that transformers loads; got .*{re.escape(other)}"):
         export(ExportConfig(model=str(folder), out=tmp_path / "out", keep=Fraction(1)))
     assert not (tmp_path / "out").exists()
 
@@ -294,6 +313,18 @@ def test_files_that_hold_no_weights_are_refused_by_a_dry_run(name: str, folder: 
     assert ended.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert problem in line
+
+
+def test_a_dry_run_of_an_id_needs_no_shards(folder: Path, monkeypatch, capsys) -> None:
+    """It downloads the index, as any other small file, and nothing that the index names."""
+    shards(folder)
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    monkeypatch.setattr("ptp.export.checkpoint.snapshot_download", lambda *arguments, **options: str(folder))
+    with pytest.raises(SystemExit) as ended:
+        main(["export", "--model", "llava-next", "--keep", "0.5", "--dry-run"])
+    assert ended.value.code == 0
+    assert "keep 0.5" in capsys.readouterr().out
 
 
 def test_an_export_without_weights_is_refused(folder: Path) -> None:

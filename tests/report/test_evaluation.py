@@ -43,6 +43,8 @@ def test_the_hash_of_weights_in_several_files_is_that_of_one(tmp_path):
     (tmp_path / "model-1.safetensors").write_bytes(b"first")
     assert weights_sha256(tmp_path) == weights_sha256(tmp_path / "one")
     assert weights_sha256(tmp_path) == "92088ec140fc553e4b1ede202edccb65a807bbf8a38d765a3ad38013c0f13688"
+    (tmp_path / "z.safetensors").mkdir()
+    assert weights_sha256(tmp_path) == weights_sha256(tmp_path / "one")  # what is no file holds no weights
 
 
 RESULTS = results().model_dump(mode="json")
