@@ -16,6 +16,7 @@ from ptp.runtime.backends.base import Array, LoadGraph
 from ptp.runtime.backends.registry import DEFAULT, graph_loader
 from ptp.runtime.decoding import Decoder
 from ptp.runtime.generation import Answer, Generation, check_cache, check_length, splice
+from ptp.runtime.preprocess.images import MAX_PIXELS
 from ptp.runtime.sampling import Sampling, SamplingOptions
 from ptp.runtime.tokenize import Prompt
 from ptp.runtime.vision import ImageSource, VisualEncoder, VisualTokens
@@ -27,15 +28,17 @@ class Pipeline:
     Args:
         bundle: a verified bundle.
         load_graph: the backend.
+        max_pixels: of the largest image that is decoded.
 
     Raises:
+        ConfigError: `max_pixels` is out of range.
         BundleError: the bundle cannot be run.
         BackendError: a graph cannot be loaded.
     """
 
-    def __init__(self, bundle: Bundle, load_graph: LoadGraph) -> None:
+    def __init__(self, bundle: Bundle, load_graph: LoadGraph, *, max_pixels: int = MAX_PIXELS) -> None:
         self.manifest = bundle.manifest
-        self._encoder = VisualEncoder(bundle, load_graph)
+        self._encoder = VisualEncoder(bundle, load_graph, max_pixels=max_pixels)
         self._decoder = Decoder(bundle, load_graph, self._encoder.embedding)
 
     @classmethod
@@ -48,6 +51,7 @@ class Pipeline:
         threads: int | None = None,
         target: str | None = None,
         precision: str | None = None,
+        max_pixels: int = MAX_PIXELS,
         progress: Progress | None = None,
     ) -> "Pipeline":
         """Verify a bundle and load its graphs.
@@ -60,6 +64,8 @@ class Pipeline:
             threads: CPU threads; the backend's choice if None.
             target: name of the engines to run; those that fit the GPU if None.
             precision: what OpenVINO computes with: `fp32` (its default) or `bf16`.
+            max_pixels: of the largest image that is decoded, up to 100,000,000; decoding an image goes over at most 16
+                times as many. What a service that takes images from strangers may lower.
             progress: called with file name, bytes done and bytes in all while files are verified.
 
         Raises:
@@ -68,7 +74,7 @@ class Pipeline:
             BackendError: the backend is not installed, has no device, or a graph or engine cannot be loaded.
         """
         load_graph = graph_loader(backend, provider=provider, threads=threads, target=target, precision=precision)
-        return cls(open_bundle(folder, progress=progress), load_graph)
+        return cls(open_bundle(folder, progress=progress), load_graph, max_pixels=max_pixels)
 
     def encode(
         self,

@@ -15,9 +15,9 @@ from ptp.budgets import Keep, num_kept_at
 from ptp.bundle import Bundle
 from ptp.bundle.manifest import Alpha, GraphSpec, Tiling
 from ptp.chat import Chat
-from ptp.errors import PromptError, SchemaError
+from ptp.errors import ConfigError, PromptError, SchemaError
 from ptp.runtime.backends.base import DTYPES, Array, LoadGraph
-from ptp.runtime.preprocess.images import load_image
+from ptp.runtime.preprocess.images import MAX_PIXELS, load_image
 from ptp.runtime.preprocess.tiles import Tiles, make_tiles
 from ptp.runtime.tokenize import Prompt, Prompter
 from ptp.runtime.vision_outputs import image_rows
@@ -40,13 +40,17 @@ class Query:
     prompt: Prompt | None = None
     embeds: Array | None = None
 
-    def tiles(self, tiling: Tiling) -> Tiles:
+    def tiles(self, tiling: Tiling, max_pixels: int = MAX_PIXELS) -> Tiles:
         """Return what the encoder sees of the image.
+
+        Args:
+            tiling: of the model.
+            max_pixels: of the largest image that is decoded.
 
         Raises:
             ImageError: the image cannot be read.
         """
-        return self.image if isinstance(self.image, Tiles) else make_tiles(load_image(self.image), tiling)
+        return self.image if isinstance(self.image, Tiles) else make_tiles(load_image(self.image, max_pixels), tiling)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +90,19 @@ class VisualEncoder:
     Args:
         bundle: a verified bundle.
         load_graph: the backend.
+        max_pixels: of the largest image that is decoded.
 
     Raises:
+        ConfigError: `max_pixels` is out of range.
         SchemaError: the manifest describes graphs that this runtime cannot feed.
         BackendError: a graph cannot be loaded.
-        BundleError: the tokenizer or the chat template is missing.
+        BundleError: the tokenizer is missing.
     """
 
-    def __init__(self, bundle: Bundle, load_graph: LoadGraph) -> None:
+    def __init__(self, bundle: Bundle, load_graph: LoadGraph, *, max_pixels: int = MAX_PIXELS) -> None:
+        if not 1 <= max_pixels <= MAX_PIXELS:
+            raise ConfigError("max_pixels is out of range", got=max_pixels, expected=f"1 to {MAX_PIXELS}")
+        self._max_pixels = max_pixels
         self.manifest = bundle.manifest
         graphs = bundle.manifest.graphs
         require_names(graphs.embed_tokens, inputs=("input_ids",), outputs=("inputs_embeds",))
@@ -148,7 +157,7 @@ class VisualEncoder:
         weight, num_kept = alpha_input(alpha, self.manifest.pruning), num_kept_at(keep, self.manifest)
         # a call takes B images: the last one fills the rows that are left
         rows = [*queries, *[queries[-1]] * (self.manifest.batch - len(queries))]
-        tiles = [query.tiles(self.manifest.tiling) for query in queries]
+        tiles = [query.tiles(self.manifest.tiling, self._max_pixels) for query in queries]
         tiles += [tiles[-1]] * (len(rows) - len(queries))
         values: dict[str, Array] = {
             "pixel_values": np.stack([x.pixel_values for x in tiles]),  # (B, T, 3, S, S)

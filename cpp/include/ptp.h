@@ -81,6 +81,7 @@ typedef struct ptp_options {
     const char* target;      /**< folder below `engines/<backend>/`; NULL: the only one that suits this GPU */
     int threads;             /**< CPU threads of one operator; 0: ONNX Runtime's choice */
     int vision_only;         /**< 1: leave the language model out, ptp_generate() is refused */
+    int64_t max_pixels;      /**< of the largest image that is decoded, up to 100,000,000; 0: as many */
 } ptp_options;
 
 /** Sizes of a loaded bundle. */

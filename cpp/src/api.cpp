@@ -192,7 +192,7 @@ ptp_status ptp_describe(ptp_session* session, ptp_description* description) {
 ptp_status ptp_tiles_from_file(ptp_session* session, const char* path, ptp_tiles** tiles) {
     return make_handle(session, tiles, "tiles", [&] {
         require(path, "path");
-        return ptp_core::make_tiles(ptp_core::load_image(path), session->bundle.manifest.tiling);
+        return ptp_core::make_tiles(ptp_core::load_image(path, session->max_pixels), session->bundle.manifest.tiling);
     });
 }
 
@@ -200,14 +200,14 @@ ptp_status ptp_tiles_from_memory(ptp_session* session, const void* data, size_t 
     return make_handle(session, tiles, "tiles", [&] {
         require(data, "data");
         const std::string_view bytes(static_cast<const char*>(data), size);
-        return ptp_core::make_tiles(ptp_core::decode_image(bytes, "the image"), session->bundle.manifest.tiling);
+        return ptp_core::make_tiles(ptp_core::decode_image(bytes, "the image", session->max_pixels), session->bundle.manifest.tiling);
     });
 }
 
 ptp_status ptp_tiles_from_pixels(ptp_session* session, const ptp_image* image, ptp_tiles** tiles) {
     return make_handle(session, tiles, "tiles", [&] {
         require(image, "image");
-        return ptp_core::make_tiles(ptp_core::image_from_pixels(*image), session->bundle.manifest.tiling);
+        return ptp_core::make_tiles(ptp_core::image_from_pixels(*image, session->max_pixels), session->bundle.manifest.tiling);
     });
 }
 

@@ -38,13 +38,13 @@ size_t bytes_per_pixel(ptp_pixel_format format) {
 
 }  // namespace
 
-Image::Image(int64_t w, int64_t h, const std::string& name) {
+Image::Image(int64_t w, int64_t h, const std::string& name, int64_t max_pixels) {
     const std::string size = std::to_string(w) + "x" + std::to_string(h);
     if (w < 1 || h < 1) throw Error(PTP_ERROR_IMAGE, name + " is empty").got(size + " pixels");
-    if (w > MAX_PIXELS || h > MAX_PIXELS || w * h > MAX_PIXELS) {  // no side of a file is above 2^32
+    if (w > max_pixels || h > max_pixels || w * h > max_pixels) {  // no side of a file is above 2^32
         throw Error(PTP_ERROR_IMAGE, name + " is too large")
             .got(size + " = " + std::to_string(w * h) + " pixels")
-            .expected("at most " + std::to_string(MAX_PIXELS));
+            .expected("at most " + std::to_string(max_pixels));
     }
     width = static_cast<int32_t>(w);
     height = static_cast<int32_t>(h);
@@ -62,12 +62,12 @@ void put_over_white(uint8_t* out, uint8_t red, uint8_t green, uint8_t blue, uint
     }
 }
 
-Image decode_image(std::string_view bytes, const std::string& name) {
+Image decode_image(std::string_view bytes, const std::string& name, int64_t max_pixels) {
     Decoded decoded;
     if (starts_with(bytes, PNG_SIGNATURE)) {
-        decoded = decode_png(bytes, name);
+        decoded = decode_png(bytes, name, max_pixels);
     } else if (starts_with(bytes, JPEG_SIGNATURE)) {
-        decoded = decode_jpeg(bytes, name);
+        decoded = decode_jpeg(bytes, name, max_pixels);
     } else {
         throw Error(PTP_ERROR_IMAGE, name + " is not an image")
             .expected("JPEG or PNG")
@@ -77,7 +77,7 @@ Image decode_image(std::string_view bytes, const std::string& name) {
     return upright(std::move(decoded.image), way);
 }
 
-Image load_image(const std::filesystem::path& path) {
+Image load_image(const std::filesystem::path& path, int64_t max_pixels) {
     std::error_code problem;
     if (!std::filesystem::is_regular_file(path, problem)) {
         if (is_address(path.string()))
@@ -88,12 +88,12 @@ Image load_image(const std::filesystem::path& path) {
         throw Error(PTP_ERROR_IMAGE, path.string() + " is " + (exists ? "not a file" : "missing"))
             .expected("an image file");
     }
-    return decode_image(read_file(path, MAX_IMAGE_BYTES, PTP_ERROR_IMAGE), path.string());
+    return decode_image(read_file(path, MAX_IMAGE_BYTES, PTP_ERROR_IMAGE), path.string(), max_pixels);
 }
 
-Image image_from_pixels(const ptp_image& source) {
+Image image_from_pixels(const ptp_image& source, int64_t max_pixels) {
     const size_t depth = bytes_per_pixel(source.format);
-    Image image(source.width, source.height, "the image");
+    Image image(source.width, source.height, "the image", max_pixels);
     const size_t packed = static_cast<size_t>(image.width) * depth, rows = static_cast<size_t>(image.height);
     const size_t stride = source.stride ? source.stride : packed;
     if (!source.pixels) throw Error(PTP_ERROR_CONFIG, "the image has no pixels");

@@ -20,7 +20,7 @@ constexpr int EXIF_MARKER = JPEG_APP0 + 1;
 constexpr unsigned MAX_MARKER = 0xFFFF;
 
 // Most pixels that decoding may go over, and most scans: a progressive file of a few kilobytes may ask for minutes.
-constexpr int64_t MAX_DECODED_PIXELS = 16 * MAX_PIXELS;
+constexpr int64_t MAX_PASSES = 16;  // over the pixels of the largest image
 constexpr int64_t MAX_SCANS = 1000;
 
 struct Failure {
@@ -117,8 +117,8 @@ int64_t count_scans(std::string_view bytes) {
     return scans;
 }
 
-void check_work(std::string_view bytes, const Image& image, const std::string& name) {
-    const int64_t most = std::min(MAX_SCANS, MAX_DECODED_PIXELS / (int64_t{image.width} * image.height));
+void check_work(std::string_view bytes, const Image& image, const std::string& name, int64_t max_pixels) {
+    const int64_t most = std::min(MAX_SCANS, MAX_PASSES * max_pixels / (int64_t{image.width} * image.height));
     const int64_t scans = count_scans(bytes);
     if (scans <= most) return;
     const std::string size = std::to_string(image.width) + "x" + std::to_string(image.height);
@@ -155,7 +155,7 @@ void to_rgb(const std::vector<uint8_t>& samples, int components, Image& image) {
 
 }  // namespace
 
-Decoded decode_jpeg(std::string_view bytes, const std::string& name) {
+Decoded decode_jpeg(std::string_view bytes, const std::string& name, int64_t max_pixels) {
     Decoder decoder{};
     decoder.info.err = jpeg_std_error(&decoder.failure.base);
     decoder.failure.base.error_exit = on_error;
@@ -172,8 +172,8 @@ Decoded decode_jpeg(std::string_view bytes, const std::string& name) {
             .expected("1, 3 or 4");
     }
     Decoded decoded;
-    decoded.image = Image(decoder.info.image_width, decoder.info.image_height, name);
-    check_work(bytes, decoded.image, name);
+    decoded.image = Image(decoder.info.image_width, decoder.info.image_height, name, max_pixels);
+    check_work(bytes, decoded.image, name, max_pixels);
     collect_metadata(decoder, decoded);
     const size_t stride = decoder.info.image_width * static_cast<size_t>(components);
     std::vector<uint8_t> samples(components == 3 ? 0 : stride * decoder.info.image_height);

@@ -183,7 +183,7 @@ Error undecodable(const Reader& reader, const std::string& name) {
 
 }  // namespace
 
-Decoded decode_png(std::string_view bytes, const std::string& name) {
+Decoded decode_png(std::string_view bytes, const std::string& name, int64_t max_pixels) {
     Reader reader{nullptr, nullptr, bytes.data(), bytes.size(), 0, ""};
     reader.png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &reader, on_error, on_warning);
     reader.info = reader.png ? png_create_info_struct(reader.png) : nullptr;
@@ -195,7 +195,8 @@ Decoded decode_png(std::string_view bytes, const std::string& name) {
     if (!read_header(reader)) throw undecodable(reader, name);
     Decoded decoded;
     decoded.image =
-        Image(png_get_image_width(reader.png, reader.info), png_get_image_height(reader.png, reader.info), name);
+        Image(png_get_image_width(reader.png, reader.info), png_get_image_height(reader.png, reader.info), name,
+              max_pixels);
     const size_t stride = png_get_rowbytes(reader.png, reader.info), height = static_cast<size_t>(decoded.image.height);
     std::vector<uint8_t> samples(stride * height);
     std::vector<png_bytep> rows(height);

@@ -1,6 +1,7 @@
 #include "session.hpp"
 
 #include "error.hpp"
+#include "image.hpp"
 #include "text.hpp"
 
 namespace {
@@ -25,10 +26,19 @@ std::unique_ptr<ptp_core::Backend> make_backend(const ptp_options& options) {
     return ptp_core::tensorrt_backend(name, options.target ? options.target : "");
 }
 
+int64_t checked_pixels(int64_t given) {
+    if (given < 0 || given > ptp_core::MAX_PIXELS)
+        throw ptp_core::Error(PTP_ERROR_CONFIG, "max_pixels is out of range")
+            .got(std::to_string(given))
+            .expected("1 to " + std::to_string(ptp_core::MAX_PIXELS) + ", or 0");
+    return given ? given : ptp_core::MAX_PIXELS;
+}
+
 }  // namespace
 
 ptp_session::ptp_session(const std::string& folder, const ptp_options& options)
-    : backend(make_backend(options)),  // before gigabytes are read
+    : max_pixels(checked_pixels(options.max_pixels)),
+      backend(make_backend(options)),  // before gigabytes are read
       bundle(ptp_core::open_bundle(folder)),
       backend_name(backend->describe()),
       encoder(bundle, *backend, options.vision_only != 0),

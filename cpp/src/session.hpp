@@ -26,6 +26,7 @@ struct ptp_session {
     // Return the calling thread's last error.
     const char* last_error();
 
+    const int64_t max_pixels;  // of the largest image that is decoded
     const std::unique_ptr<ptp_core::Backend> backend;
     const ptp_core::Bundle bundle;
     const std::string backend_name;

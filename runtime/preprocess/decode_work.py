@@ -11,8 +11,8 @@ from PIL import IcoImagePlugin, Image, TiffImagePlugin
 
 from ptp.errors import ImageError
 
-MAX_DECODED_PIXELS = 1_600_000_000
-"""Most pixels that decoding may go over: 16 times the largest image; a progressive photograph has 10 to 12 scans."""
+MAX_PASSES = 16
+"""How often decoding may go over the pixels of the largest image; a progressive photograph has 10 to 12 scans."""
 
 MAX_SCANS = 1000
 """Most scans of a JPEG: each costs something, however small the image."""
@@ -25,22 +25,24 @@ _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _JPEG_COMPRESSIONS = (6, 7)
 
 
-def check_work(image: Image.Image, data: bytes, name: str) -> None:
+def check_work(image: Image.Image, data: bytes, name: str, max_pixels: int) -> None:
     """Refuse an image file whose decoding takes more work than the largest image's.
 
     Args:
         image: opened, not decoded.
         data: the file.
         name: what errors call it.
+        max_pixels: of the largest image.
 
     Raises:
         ImageError: it takes more.
     """
+    budget = MAX_PASSES * max_pixels
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        _check_tiff(image, data, name)
+        _check_tiff(image, data, name, budget)
     elif data.startswith(b"\xff\xd8"):
         width, height = image.size
-        most = min(MAX_SCANS, MAX_DECODED_PIXELS // (width * height))
+        most = min(MAX_SCANS, budget // (width * height))
         if (scans := count_scans(data)) > most:
             got, expected = f"{scans} scans of {width}x{height} pixels", f"at most {most}"
             raise ImageError(f"{name} takes too much work to decode", got=got, expected=expected)
@@ -59,7 +61,7 @@ def count_scans(data: bytes) -> int:
     return scans
 
 
-def _check_tiff(image: TiffImagePlugin.TiffImageFile, data: bytes, name: str) -> None:
+def _check_tiff(image: TiffImagePlugin.TiffImageFile, data: bytes, name: str, budget: int) -> None:
     tags = image.tag_v2
     width, height = image.size
     tiled = TiffImagePlugin.TILEOFFSETS in tags
@@ -75,8 +77,8 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile, data: bytes, name: str) ->
     parts = max(len(offsets), -(-width // columns) * -(-height // rows))
     if tags.get(TiffImagePlugin.COMPRESSION) in _JPEG_COMPRESSIONS:
         parts = sum(max(1, count_scans(data[at : at + size])) for at, size in zip(offsets, sizes, strict=False))
-    if parts * columns * rows > MAX_DECODED_PIXELS:
-        got, expected = f"{parts} parts of {columns}x{rows} pixels", f"at most {MAX_DECODED_PIXELS} pixels"
+    if parts * columns * rows > budget:
+        got, expected = f"{parts} parts of {columns}x{rows} pixels", f"at most {budget} pixels"
         raise ImageError(f"{name} takes too much work to decode", got=got, expected=expected)
 
 

@@ -61,25 +61,26 @@ class _QuietPillow:
 _quiet_pillow = _QuietPillow()
 
 
-def load_image(source: str | Path | Image.Image) -> Image.Image:
+def load_image(source: str | Path | Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return an image upright (EXIF orientation applied) and in mode RGB, transparency composited over white.
 
     Args:
         source: path of an image file, or an open image, which is left as it is.
+        max_pixels: of the largest image that is decoded; decoding goes over at most 16 times as many.
 
     Raises:
-        ImageError: the file is missing, no image, damaged, larger than `MAX_PIXELS` or `MAX_FILE_BYTES`, or takes more
+        ImageError: the file is missing, no image, damaged, larger than `max_pixels` or `MAX_FILE_BYTES`, or takes more
             work to decode than the largest image does (`check_work`).
     """
     with _quiet_pillow():
         if isinstance(source, Image.Image):
-            _check_size(source, "the image")
+            _check_size(source, "the image", max_pixels)
             return _upright_rgb(source, "the image")
         data, name = _read(source), str(source)
-        with _open(data, name) as image:
-            _check_size(image, name)
+        with _open(data, name, max_pixels) as image:
+            _check_size(image, name, max_pixels)
             try:
-                check_work(image, data, name)
+                check_work(image, data, name, max_pixels)
             except ImageError:
                 raise
             except Exception as error:  # a header's values may be of any type
@@ -108,23 +109,23 @@ def _read(source: str | Path) -> bytes:
     return data
 
 
-def _open(data: bytes, name: str) -> Image.Image:
-    check_icon(data, name, MAX_PIXELS)
+def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
+    check_icon(data, name, max_pixels)
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name} is too large", got=error, expected=f"at most {MAX_PIXELS} pixels") from error
+        raise ImageError(f"{name} is too large", got=error, expected=f"at most {max_pixels} pixels") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image", expected=f"one of {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's parsers raise nearly anything on damaged headers
         raise ImageError(f"{name} cannot be read as an image", got=error) from error
 
 
-def _check_size(image: Image.Image, name: str) -> None:
+def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS:
+    if width * height > max_pixels:
         raise ImageError(
-            f"{name} is too large", got=f"{width}x{height} = {width * height} pixels", expected=f"at most {MAX_PIXELS}"
+            f"{name} is too large", got=f"{width}x{height} = {width * height} pixels", expected=f"at most {max_pixels}"
         )
     if min(width, height) < 1:
         raise ImageError(f"{name} is empty", got=f"{width}x{height} pixels")

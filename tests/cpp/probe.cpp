@@ -150,6 +150,7 @@ ptp_options options_of(const Json& order) {
     backend = order.value("backend", "onnxruntime");
     options.backend = backend.c_str();
     if (backend == "onnxruntime") options.threads = 1;
+    options.max_pixels = order.value("max_pixels", 0);
     return options;
 }
 

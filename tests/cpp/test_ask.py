@@ -136,6 +136,18 @@ def test_what_is_refused_gets_python_s_sentence(probe, pipeline: Pipeline, demo_
     assert answer["error"] == str(error.value)
 
 
+def test_images_are_bounded_like_in_python(probe, demo_bundle: Path) -> None:
+    bounded = Pipeline.load(demo_bundle, max_pixels=1000)
+    question = {"image": SCENES[0], "question": QUESTIONS[0]}
+    (answer,) = probe("ask", bundle=demo_bundle, questions=[question], max_pixels=1000)
+    with pytest.raises(PtpError) as error:
+        bounded.generate(SCENES[0], QUESTIONS[0])
+    assert answer["error"] == str(error.value)
+    assert answer["error"].endswith("pixels; expected at most 1000")
+    refusal = probe.refusal("ask", bundle=demo_bundle, questions=[question], max_pixels=-1)
+    assert str(refusal) == "max_pixels is out of range; got -1; expected 1 to 100000000, or 0"
+
+
 def test_a_token_without_embedding_is_refused_like_in_python(probe, copied_bundle: Path) -> None:
     path, manifest = copied_bundle / "tokenizer.json", copied_bundle / "ptp_config.json"
     tokenizer, data = json.loads(path.read_text()), json.loads(manifest.read_text())

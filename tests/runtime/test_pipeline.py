@@ -381,3 +381,16 @@ def test_command_line_starts_without_numpy() -> None:
 def test_options_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="top_k"):
         pipeline(fake(tmp_path)).generate(IMAGE, "hi", top_k=3)  # type: ignore[call-arg]
+
+
+def test_a_service_may_bound_the_images_that_are_decoded(tmp_path: Path) -> None:
+    bundle = fake(tmp_path)
+    with pytest.raises(ImageError, match="the image is too large; got 16x8 = 128 pixels; expected at most 100"):
+        Pipeline(bundle.bundle, bundle.load_graph, max_pixels=100).generate(IMAGE, "hi")
+
+
+@pytest.mark.parametrize("max_pixels", [0, -1, 100_000_001])
+def test_a_bound_on_images_must_be_one(max_pixels: int, tmp_path: Path) -> None:
+    bundle = fake(tmp_path)
+    with pytest.raises(ConfigError, match=f"max_pixels is out of range; got {max_pixels}; expected 1 to 100000000"):
+        Pipeline(bundle.bundle, bundle.load_graph, max_pixels=max_pixels)

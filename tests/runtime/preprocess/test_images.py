@@ -136,11 +136,10 @@ def test_oversized_images_are_refused_before_decoding(
         load_image(path)
 
 
-def test_the_bound_counts_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_PIXELS", 23 * 17)
-    assert load_image(noise("L")).size == (23, 17)
+def test_the_bound_counts_pixels() -> None:
+    assert load_image(noise("L"), 23 * 17).size == (23, 17)
     with pytest.raises(ImageError, match="23x18 = 414 pixels"):
-        load_image(noise("L", (23, 18)))
+        load_image(noise("L", (23, 18)), 23 * 17)
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -300,3 +299,13 @@ def test_transparency_is_composited_some_rows_at_a_time(
     loaded = np.asarray(load_image(path))
     assert sizes == [(40, 10)] * 9
     np.testing.assert_array_equal(loaded, oracle(path))
+
+
+def test_a_lower_bound_counts_for_size_and_scans(tmp_path: Path) -> None:
+    path = tmp_path / "scans.jpg"
+    path.write_bytes(repeated_scans(200, 12))
+    assert load_image(path, 60_000).size == (200, 200)
+    with pytest.raises(ImageError, match=r"got \d+ scans of 200x200 pixels; expected at most 16$"):
+        load_image(path, 40_000)
+    with pytest.raises(ImageError, match=r"is too large; got 200x200 = 40000 pixels; expected at most 39999$"):
+        load_image(path, 39_999)
