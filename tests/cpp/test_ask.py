@@ -13,7 +13,7 @@ import pytest
 
 from ptp.bundle.writer import file_entry
 from ptp.demo import CHECKPOINT
-from ptp.errors import PromptError, PtpError
+from ptp.errors import PtpError
 from ptp.export.config import ExportConfig
 from ptp.export.pipeline import export
 from ptp.runtime.pipeline import Pipeline
@@ -148,20 +148,21 @@ def test_images_are_bounded_like_in_python(probe, demo_bundle: Path) -> None:
     assert str(refusal) == "max_pixels is out of range; got -1; expected 1 to 100000000, or 0"
 
 
-def test_a_token_without_embedding_is_refused_like_in_python(probe, copied_bundle: Path) -> None:
+def test_a_bundle_of_a_token_without_embedding_is_refused_like_in_python(probe, copied_bundle: Path) -> None:
     path, manifest = copied_bundle / "tokenizer.json", copied_bundle / "ptp_config.json"
     tokenizer, data = json.loads(path.read_text()), json.loads(manifest.read_text())
-    beyond = data["language_model"]["vocab_size"]
-    tokenizer["added_tokens"].append(tokenizer["added_tokens"][-1] | {"id": beyond, "content": "<loc>"})
+    ids = set(tokenizer["model"]["vocab"].values()) | {token["id"] for token in tokenizer["added_tokens"]}
+    for beyond in range(max(ids) + 1, data["language_model"]["vocab_size"] + 1):
+        added = {"id": beyond, "content": f"<loc_{beyond}>"}
+        tokenizer["added_tokens"].append(tokenizer["added_tokens"][-1] | added)
     path.write_text(json.dumps(tokenizer))
     data["files"][path.name] = file_entry(path).model_dump()
     manifest.write_text(json.dumps(data))
-    question = "Where is <loc>?"
-    (answer,) = probe("ask", bundle=copied_bundle, questions=[{"image": SCENES[0], "question": question}])
-    with pytest.raises(PromptError) as error:
-        Pipeline.load(copied_bundle).generate(SCENES[0], question)
-    assert answer["error"] == str(error.value)
-    assert answer["error"] == f"a token of the prompt has no embedding; got id {beyond}; expected below {beyond}"
+    with pytest.raises(PtpError) as error:
+        Pipeline.load(copied_bundle)
+    assert str(error.value).split("; ")[1:3] == [f"got id {beyond}", f"expected ids below vocab_size {beyond}"]
+    question = {"image": SCENES[0], "question": QUESTIONS[0]}
+    assert str(probe.refusal("ask", bundle=copied_bundle, questions=[question])) == str(error.value)
 
 
 def test_misuse_of_the_interface(probe, demo_bundle: Path) -> None:
