@@ -135,7 +135,7 @@ def test_whatever_happens_is_one_line(error, status: int, line: str, run, monkey
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.delenv(cli.TRACEBACK, raising=False)
+    monkeypatch.delenv(console.TRACEBACK, raising=False)
     monkeypatch.setattr("ptp.runtime.cli.read_manifest", fail)
     found, out, err = run("utf-8", "inspect", "x")
     assert (found, out) == (status, "")
@@ -147,7 +147,7 @@ def test_an_unexpected_error_is_shown_whole_where_that_is_asked_for(run, monkeyp
     def fail(*_: object) -> None:
         raise KeyError("what")
 
-    monkeypatch.setenv(cli.TRACEBACK, "1")
+    monkeypatch.setenv(console.TRACEBACK, "1")
     monkeypatch.setattr("ptp.runtime.cli.read_manifest", fail)
     with pytest.raises(KeyError, match="what"):
         run("utf-8", "inspect", "x")
@@ -187,6 +187,7 @@ number = getattr(signal, sys.argv[1])
 
 def end(*_):
     warnings.warn("of a library")
+    os.write(2, b"of a library in C")
     os.kill(os.getpid(), number)
     signal.pause()
 
@@ -201,7 +202,7 @@ cli.program()
     ("name", "status", "line"), [("SIGINT", 130, "error: interrupted\n"), ("SIGTERM", 143, "error: ended by SIGTERM\n")]
 )
 def test_a_signal_ends_a_program_in_one_line(name: str, status: int, line: str) -> None:
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONWARNINGS"}
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONWARNINGS", console.TRACEBACK)}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, name], capture_output=True, text=True, env=environment, check=False
     )

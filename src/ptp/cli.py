@@ -23,9 +23,6 @@ from ptp.export.cli import export
 from ptp.runtime.cli import inspect, run
 from ptp.runtime.verify_cli import verify
 
-TRACEBACK = "PTP_TRACEBACK"
-"""Environment variable that lets an error that nobody expected end in Python's traceback."""
-
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.command()(export)
 app.command()(build)
@@ -84,9 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MemoryError as error:
         _fail(_noted(str(PtpError("there is not enough memory", got=str(error) or None)), error))
     except Exception as error:
-        if os.environ.get(TRACEBACK):
+        if os.environ.get(console.TRACEBACK):
             raise
-        problem = PtpError("internal error", got=cause(error), do=f"please report it, with what {TRACEBACK}=1 shows")
+        problem = PtpError(
+            "internal error", got=cause(error), do=f"please report it, with what {console.TRACEBACK}=1 shows"
+        )
         _fail(_noted(str(problem), error))
 
 

@@ -23,18 +23,39 @@ OBEYED = {
 """What a terminal would obey, for `str.translate`; joiners and wide spaces are text and stay."""
 
 
+TRACEBACK = "PTP_TRACEBACK"
+"""Environment variable: errors that nobody expected end in Python's traceback, and libraries may write to stderr."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM: the program ends as after Ctrl-C, with another exit status."""
 
 
 def set_up() -> None:
     """Prepare a program's streams, warnings and signals."""
+    if not os.environ.get(TRACEBACK):
+        _silence_libraries()
     widen_streams()
-    if not sys.warnoptions:  # of libraries: a person sees answers, and errors as one line
-        warnings.simplefilter("ignore")
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a job in the background does not get it
         signal.signal(signal.SIGINT, _interrupt)
+
+
+def _silence_libraries() -> None:
+    """Keep what libraries warn of or write to stderr by themselves from a person, who sees errors as one line.
+
+    Libraries in C and Rust write to the descriptor 2, whatever Python's `sys.stderr` is: this program's own lines go to
+    a copy of it, and the descriptor itself to nowhere.
+    """
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    if sys.stderr is None or sys.stderr.fileno() != 2:
+        return
+    own = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors=sys.stderr.errors)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    sys.stderr = own
 
 
 def widen_streams() -> None:
