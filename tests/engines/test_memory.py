@@ -63,14 +63,14 @@ def test_activations_are_those_of_the_largest_block(fake):
     tower = Block(width=8, heads=2, mlp=16)
     assert tower.values(5, scores=False) == 5 * (4 * 8 + 2 * 16)
     assert tower.values(5, scores=True) - tower.values(5, scores=False) == 2 * 2 * 5 * 5
-    tiles = 3 * tower.values(1 + 4, scores=True)
+    tiles = 3 * tower.values(1 + 16, scores=True)
     assert estimate(fake(), CARD, "visual", 100).activations == 4 * tiles
     assert estimate(fake(batch=2), CARD, "visual", 100).activations == 2 * 4 * tiles
-    assert estimate(fake("fp16"), CARD, "visual", 100).activations == 4 * 3 * tower.values(1 + 4, scores=False)
+    assert estimate(fake("fp16"), CARD, "visual", 100).activations == 4 * 3 * tower.values(1 + 16, scores=False)
     text = Block(width=6, heads=3, mlp=4 * 6)  # config.json leaves the MLP out
     assert estimate(fake(), CARD, "llm", 100).activations == 4 * text.values(24 + 7, scores=True)
-    # the question is asked about all tokens: 3 tiles of 4, and 2 rows of tiles of 2 rows each
-    asked = max(tiles, text.values(24 + 3 * 4 + 2 * 2, scores=True))
+    # the question is asked about all tokens: 3 tiles of 16, and 2 rows of tiles of 4 rows each
+    asked = max(tiles, text.values(24 + 3 * 16 + 2 * 4, scores=True))
     assert asked > tiles
     assert estimate(fake(pruning={"instruction": "attention"}), CARD, "visual", 100).activations == 4 * asked
 

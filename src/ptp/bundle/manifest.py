@@ -43,7 +43,7 @@ Text = Annotated[str, Field(max_length=1 << 16)]
 
 Precision = Literal["fp32", "fp16"]
 WeightType = Literal["int8", "int4"]
-BlockSize = Annotated[Literal[32, 128], Integer]
+BlockSize = Literal[32, 128]
 Instruction = Literal["none", "similarity", "attention"]
 RegionRule = Literal["cls_cosine", "thumbnail_attention", "uniform"]
 ThumbnailPolicy = Literal["ratio", "keep_all", "as_region"]
@@ -77,7 +77,7 @@ class Quantization(Model):
 
     weights: WeightType
     lm_head: WeightType = "int8"
-    block_size: BlockSize
+    block_size: Annotated[BlockSize, Integer]
 
 
 class ModelInfo(Model):
