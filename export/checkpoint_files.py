@@ -173,7 +173,7 @@ def weight_files(folder: Path, explicit: Any = None) -> list[Path]:
                 got=repr(explicit),
                 expected="*.safetensors or *.safetensors.index.json",
             )
-        _require_plain(folder / "config.json", explicit)
+        _require_inside(folder / "config.json", explicit)
         return _indexed(folder, explicit) if explicit.endswith(".json") else [checked_file(folder, explicit)]
     if os.path.lexists(folder / SINGLE):
         return [checked_file(folder, SINGLE)]
@@ -200,11 +200,12 @@ def _indexed(folder: Path, name: str) -> list[Path]:
         raise CheckpointError(f"{index} has no metadata", do="add it: transformers takes no index without")
     files = sorted(set(listed.values()))
     for file in files:
-        _require_plain(index, file)
+        _require_inside(index, file)
     return [checked_file(folder, file) for file in files]
 
 
-def _require_plain(source: Path, name: str) -> None:
-    """Refuse the name of a file that is not in the checkpoint's own folder."""
-    if PurePosixPath(name).name != name or "\\" in name or "\0" in name or name in ("", ".", ".."):
+def _require_inside(source: Path, name: str) -> None:
+    """Refuse the name of a file that is not below the checkpoint's own folder."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
         raise CheckpointError(f"{source} names a file outside of the checkpoint", got=repr(name))

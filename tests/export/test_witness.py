@@ -123,6 +123,16 @@ def an_index_of_other_places(folder: Path) -> None:
     )
 
 
+def shards_in_a_folder_of_their_own(folder: Path) -> None:
+    shards(folder)
+    places = json.loads((folder / INDEX).read_text())["weight_map"]
+    (folder / "parts").mkdir()
+    for name in set(places.values()):
+        (folder / name).rename(folder / "parts" / name)
+    below = {key: f"parts/{name}" for key, name in places.items()}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": below}))
+
+
 def a_file_that_the_configuration_names(folder: Path) -> None:
     tensors = tensors_of(folder)
     save(tensors, folder, "mine.safetensors")
@@ -166,6 +176,7 @@ FORMS = (
     shards_beside_those_of_an_earlier_save,
     a_tensor_in_two_shards,
     an_index_of_other_places,
+    shards_in_a_folder_of_their_own,
     a_file_that_the_configuration_names,
     beside_a_pickle,
     beside_a_variant,
