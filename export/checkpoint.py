@@ -1,7 +1,6 @@
 """Find a checkpoint, read its configuration, and load its weights strictly through transformers' own classes."""
 
 import copy
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,12 +10,10 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from ptp.bundle.manifest import ChatFormat, LanguageModel, Precision, Prompting, Tiling
 from ptp.bundle.tokenizer import TOKENIZER
-from ptp.demo import CHECKPOINT as DEMO
 from ptp.errors import CheckpointError, cause
 from ptp.export import weights
 from ptp.export.adapters import adapter_for
@@ -25,18 +22,10 @@ from ptp.export.chat_format import adds_special_tokens, chat_format
 from ptp.export.checkpoint_files import checked_file, read_json, small_files
 from ptp.export.config_values import check_sizes, check_values
 from ptp.export.gates import witness
+from ptp.export.locate import locate
 from ptp.export.token_ids import check_ids, end_tokens
 from ptp.export.tokenizer_file import check_tokenizer, shipped_tokenizer
 from ptp.export.weights import Skeleton, Weights
-
-SHORT_NAMES = {
-    "llava-next": "llava-hf/llava-v1.6-mistral-7b-hf",
-    "llava-next-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
-    "llava-next-vicuna-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
-    "llava-next-vicuna-13b": "llava-hf/llava-v1.6-vicuna-13b-hf",
-    "llava-next-llama3-8b": "llava-hf/llama3-llava-next-8b-hf",
-}
-"""Short names of `--model`, beside `demo`, the checkpoint that ships with the package."""
 
 COPIED = (
     "config.json",
@@ -47,8 +36,6 @@ COPIED = (
     "special_tokens_map.json",
     "chat_template.json",
 )
-SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
-LARGE_FILES = ["*.safetensors", "evaluation/*"]
 LOCAL: Any = {"trust_remote_code": False, "local_files_only": True}
 """How transformers reads a folder: no code of it is run, and nothing else is asked for."""
 
@@ -142,7 +129,7 @@ def open_checkpoint(model: str, revision: str | None, *, weights: bool) -> Check
     Raises:
         CheckpointError: it cannot be found or read, or its family is not supported.
     """
-    folder, name, commit = _locate(model, revision, weights=weights)
+    folder, name, commit = locate(model, revision, weights=weights)
     if revision is not None and commit is None:
         raise CheckpointError("a revision is of a Hugging Face id", got=f"--revision {revision} with {model}")
     if not (folder / "config.json").exists():
@@ -258,30 +245,6 @@ def load_model(checkpoint: Checkpoint, values: Weights) -> Any:
 def make_skeleton(checkpoint: Checkpoint, values: Weights) -> Skeleton:
     """Return transformers' model as it is traced: types and shapes of its weights, and where to read them."""
     return weights.make_skeleton(checkpoint.adapter.load_class(), checkpoint.config, values)
-
-
-def _locate(model: str, revision: str | None, *, weights: bool) -> tuple[Path, str, str | None]:
-    if model == "demo":
-        return DEMO, "demo", None
-    folder = Path(os.path.expanduser(model))
-    if folder.is_dir():
-        return folder, folder.resolve().name, None
-    name = SHORT_NAMES.get(model, model)
-    if name.count("/") != 1 or model.startswith((".", "/", "~")):
-        known = ", ".join(["demo", *SHORT_NAMES])
-        raise CheckpointError(
-            f"no model {model!r}", expected=f"a short name ({known}), a Hugging Face id (owner/name) or a folder"
-        )
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    try:
-        path = snapshot_download(name, revision=revision, allow_patterns=SMALL_FILES + (LARGE_FILES if weights else []))
-    except Exception as error:  # the hub's client raises errors of many libraries; each means the same to the user
-        raise CheckpointError(
-            f"cannot get {name} from the Hugging Face hub",
-            got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            do="check the name, the connection and `hf auth login`, or give a local folder",
-        ) from error
-    return Path(path), name, Path(path).name
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 
 from ptp.cli import main
 from ptp.demo import CHECKPOINT
-from ptp.export.checkpoint import SHORT_NAMES
+from ptp.export.locate import SHORT_NAMES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

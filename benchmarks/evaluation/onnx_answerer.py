@@ -17,9 +17,10 @@ from ptp.benchmarks.evaluation.variants import PtpOptions
 from ptp.bundle import open_bundle
 from ptp.bundle.hashes import sha256_of
 from ptp.bundle.manifest import Alpha, PositionPolicy, Precision, WeightType
-from ptp.export.checkpoint import SMALL_FILES, Checkpoint
+from ptp.export.checkpoint import Checkpoint
 from ptp.export.config import DEFAULT_OPSET, QUANTIZED_OPSET, ExportConfig, Optimize
 from ptp.export.graph_writer import Progress
+from ptp.export.locate import SMALL_FILES
 from ptp.export.pipeline import export, tool_versions
 from ptp.ptp_graph.schedule import TOPK_LIMIT, Schedule
 from ptp.results import weights_sha256

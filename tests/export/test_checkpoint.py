@@ -10,8 +10,9 @@ from tokenizer_files import REFUSED, written
 from tokenizers import Tokenizer, normalizers
 
 from ptp.errors import CheckpointError, ConfigError
-from ptp.export.checkpoint import SHORT_NAMES, find_weights, load_model, open_checkpoint
+from ptp.export.checkpoint import find_weights, load_model, open_checkpoint
 from ptp.export.config import ExportConfig
+from ptp.export.locate import SHORT_NAMES
 from ptp.export.plan import make_plan
 from ptp.export.tokenizer_file import shipped_tokenizer
 
@@ -114,7 +115,7 @@ def test_an_unreachable_hub_is_one_line(monkeypatch):
     def refuse(*arguments, **options):
         raise ConnectionError("no route\nto host")
 
-    monkeypatch.setattr("ptp.export.checkpoint.snapshot_download", refuse)
+    monkeypatch.setattr("ptp.export.locate.snapshot_download", refuse)
     with pytest.raises(CheckpointError, match=r"cannot get llava-hf/.* from the Hugging Face hub"):
         open_checkpoint("llava-next", None, weights=False)
 
@@ -126,7 +127,7 @@ def test_a_hub_id_is_downloaded_without_weights_for_a_dry_run_and_with_them_for_
         asked.append((name, revision, allow_patterns))
         return str(checkpoint)
 
-    monkeypatch.setattr("ptp.export.checkpoint.snapshot_download", download)
+    monkeypatch.setattr("ptp.export.locate.snapshot_download", download)
     opened = open_checkpoint("llava-next-vicuna-13b", "main", weights=False)
     assert opened.id == SHORT_NAMES["llava-next-vicuna-13b"] == "llava-hf/llava-v1.6-vicuna-13b-hf"
     assert opened.revision == "checkpoint"  # the snapshot's folder is named after the commit

@@ -331,7 +331,7 @@ def test_a_dry_run_of_an_id_needs_no_shards(folder: Path, monkeypatch, capsys) -
     shards(folder)
     for path in folder.glob("*.safetensors"):
         path.unlink()
-    monkeypatch.setattr("ptp.export.checkpoint.snapshot_download", lambda *arguments, **options: str(folder))
+    monkeypatch.setattr("ptp.export.locate.snapshot_download", lambda *arguments, **options: str(folder))
     with pytest.raises(SystemExit) as ended:
         main(["export", "--model", "llava-next", "--keep", "0.5", "--dry-run"])
     assert ended.value.code == 0
