@@ -36,7 +36,8 @@ def write_tensors(
         offsets.append(total)
         total += tensor.nbytes
     mark = path.with_name(f".{path.name}.synced")
-    synced = int(mark.read_text()) if mark.exists() else 0
+    # a full disk leaves an empty mark
+    synced = int(mark.read_text() or 0) if mark.exists() else 0
     with path.open("r+b" if synced else "wb") as file:
         for tensor, offset in zip(tensors, offsets, strict=True):
             end = offset + tensor.nbytes

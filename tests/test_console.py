@@ -143,6 +143,20 @@ def test_whatever_happens_is_one_line(error, status: int, line: str, run, monkey
     assert err.count("\n") == 1
 
 
+def test_an_interruption_that_a_library_turns_into_its_own_error_is_one(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object) -> None:
+        try:
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt as error:
+                raise ImportError("initialization failed") from error
+        except ImportError as error:
+            raise ConfigError("the backend is not installed") from error
+
+    monkeypatch.setattr("ptp.runtime.cli.read_manifest", load)
+    assert run("utf-8", "inspect", "x") == (130, "", "error: interrupted\n")
+
+
 def test_an_unexpected_error_is_shown_whole_where_that_is_asked_for(run, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise KeyError("what")
@@ -188,8 +202,12 @@ number = getattr(signal, sys.argv[1])
 def end(*_):
     warnings.warn("of a library")
     os.write(2, b"of a library in C")
-    os.kill(os.getpid(), number)
-    signal.pause()
+    try:
+        os.kill(os.getpid(), number)
+        signal.pause()
+    finally:
+        for further in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), further)
 
 import ptp.runtime.cli
 ptp.runtime.cli.read_manifest = end
@@ -201,7 +219,7 @@ cli.program()
 @pytest.mark.parametrize(
     ("name", "status", "line"), [("SIGINT", 130, "error: interrupted\n"), ("SIGTERM", 143, "error: ended by SIGTERM\n")]
 )
-def test_a_signal_ends_a_program_in_one_line(name: str, status: int, line: str) -> None:
+def test_a_signal_ends_a_program_in_one_line_whatever_signal_follows(name: str, status: int, line: str) -> None:
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONWARNINGS", console.TRACEBACK)}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, name], capture_output=True, text=True, env=environment, check=False

@@ -92,10 +92,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: Sequence[str] | None) -> None:
     try:
         app(args=None if arguments is None else list(arguments), prog_name="ptp")
-    except SystemExit as ended:
-        interruption = getattr(ended.__context__, "__cause__", None)
-        if isinstance(interruption, KeyboardInterrupt):  # of which typer makes an exit status and no word
-            raise interruption from None
+    except (SystemExit, Exception) as ended:
+        # typer makes an exit status of an interruption, and a library that is being loaded an ImportError
+        origin: BaseException | None = ended
+        while origin is not None and not isinstance(origin, KeyboardInterrupt):
+            origin = origin.__cause__ or origin.__context__
+        if origin is not None:
+            raise origin from None
         raise
 
 

@@ -36,9 +36,9 @@ def set_up() -> None:
     if not os.environ.get(TRACEBACK):
         _silence_libraries()
     widen_streams()
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _end)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a job in the background does not get it
-        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGINT, _end)
 
 
 def _silence_libraries() -> None:
@@ -77,15 +77,11 @@ def _is_unicode(stream: Any) -> bool:
     return str(getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf")
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # what is cleaned up now takes a moment, and a second Ctrl-C nothing more
-    raise KeyboardInterrupt
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+def _end(number: int, frame: FrameType | None) -> None:
+    # what is cleaned up now takes a moment: a further signal neither stops that nor changes the exit status
+    for further in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(further, signal.SIG_IGN)
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 @contextmanager

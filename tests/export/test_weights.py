@@ -212,6 +212,14 @@ def test_what_is_not_certain_to_be_on_disk_is_written_again(tmp_path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
+def test_a_mark_that_a_full_disk_left_empty_says_nothing(tmp_path):
+    (tmp_path / "data").write_bytes(bytes(4096))
+    (tmp_path / ".data.synced").touch()
+    write_tensors([ir.tensor(np.ones(1024, np.float32))], tmp_path / "data")
+    assert np.array_equal(np.fromfile(tmp_path / "data", np.float32), np.ones(1024))
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
 def test_two_exports_of_the_same_do_not_write_into_one_folder(tmp_path):
     from ptp.bundle.writer import staged
 
