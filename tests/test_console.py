@@ -195,7 +195,7 @@ def test_an_interruption_says_how_to_go_on(tmp_path: Path) -> None:
 PROGRAM = """
 import os, signal, sys, warnings
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-from ptp import cli, console
+from ptp import program
 
 number = getattr(signal, sys.argv[1])
 
@@ -211,18 +211,34 @@ def end(*_):
 
 import ptp.runtime.cli
 ptp.runtime.cli.read_manifest = end
-sys.argv = ["ptp", "inspect", "x"]
-cli.program()
+program.run(["inspect", "x"])
+"""
+WHILE_IT_LOADS = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+from ptp import program
+
+class Finder:
+    def find_spec(name, *_):
+        if name == "ptp.cli":
+            os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+            signal.pause()
+
+sys.meta_path.insert(0, Finder)
+program.run([])
 """
 
 
+@pytest.mark.parametrize("program", [PROGRAM, WHILE_IT_LOADS], ids=["at work", "while it loads"])
 @pytest.mark.parametrize(
     ("name", "status", "line"), [("SIGINT", 130, "error: interrupted\n"), ("SIGTERM", 143, "error: ended by SIGTERM\n")]
 )
-def test_a_signal_ends_a_program_in_one_line_whatever_signal_follows(name: str, status: int, line: str) -> None:
+def test_a_signal_ends_a_program_in_one_line_whatever_signal_follows(
+    name: str, status: int, line: str, program: str
+) -> None:
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONWARNINGS", console.TRACEBACK)}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, name], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, "-c", program, name], capture_output=True, text=True, env=environment, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (status, "", line)
 

@@ -46,18 +46,6 @@ def root(
     """Export vision-language models with Pyramid Token Pruning inside the graph, and run them."""
 
 
-def program() -> None:
-    """Run `ptp` as a program of its own."""
-    console.set_up()
-    main()
-
-
-def export_program() -> None:
-    """Run `ptp-export` as a program of its own."""
-    console.set_up()
-    main(["export", *sys.argv[1:]])
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `ptp`; an error is one line on stderr and exit status 1, a usage error exit status 2."""
     console.widen_streams()
