@@ -1,4 +1,4 @@
-"""The programs `ptp` and `ptp-export`: streams and signals first, then the command line, which takes a moment to load."""
+"""The programs `ptp` and `ptp-export`: streams and signals first, then the command line, which takes a moment."""
 
 import sys
 from collections.abc import Sequence
