@@ -15,6 +15,7 @@ from rich.table import Table
 from ptp.bundle import Bundle, open_bundle, read_manifest
 from ptp.bundle.engine import KINDS, EngineBackend
 from ptp.bundle.summary import human_bytes
+from ptp.console import shown
 from ptp.cuda import device_problem, find_device
 from ptp.engines.profiles import default_max_context, llm_profiles
 from ptp.engines.targets import TARGETS, Target, target_of_device, targets_of
@@ -87,7 +88,7 @@ def build(
         )
     if not as_json:
         for engine in engines:
-            console.print(_line(engine), markup=False)
+            console.print(shown(_line(engine)), markup=False)
     verified = _verify(opened, backend, targets)
     if as_json:
         typer.echo(json.dumps(_as_json(engines, verified)))

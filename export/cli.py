@@ -21,6 +21,7 @@ from ptp.bundle.manifest import (
     WeightType,
 )
 from ptp.bundle.summary import budget_line, human_bytes, quantization_line
+from ptp.console import shown
 from ptp.errors import ConfigError
 from ptp.export.config import Optimize
 
@@ -104,7 +105,7 @@ def export(
         bundle = run_export(config, progress)
     manifest = bundle.manifest
     total = sum(entry.bytes for entry in manifest.files.values())
-    console.print(f"[bold]{escape(str(bundle.folder))}[/bold]  {human_bytes(total)}")
+    console.print(f"[bold]{escape(shown(bundle.folder))}[/bold]  {human_bytes(total)}")
     console.print(budget_line(manifest.pruning, manifest.tiling))
     console.print(
         f"checked on {len(manifest.parity.images)} images: kept tokens equal the reference, features within "
@@ -117,7 +118,7 @@ def export(
             f"as before, KL divergence {drift.kl_divergence:.1e} nats"
         )
     if REPORT_NAME in manifest.files:
-        console.print(f"report: {bundle.folder / REPORT_NAME}", markup=False)
+        console.print(f"report: {shown(bundle.folder / REPORT_NAME)}", markup=False)
 
 
 def _require_extra() -> None:

@@ -19,7 +19,7 @@ from ptp.bundle import open_bundle, read_manifest
 from ptp.bundle.hashes import Progress
 from ptp.bundle.writer import replacing
 from ptp.chat import Chat
-from ptp.console import OBEYED, to_json
+from ptp.console import shown, to_json
 from ptp.errors import ConfigError, PromptError
 from ptp.runtime.backends.registry import BACKENDS, DEFAULT, graph_loader
 
@@ -108,10 +108,10 @@ def run(
             typer.echo(to_json(result))
             continue
         if len(pairs) > 1:
-            print(f"{path}: {question}".translate(OBEYED))
+            print(shown(f"{path}: {question}"))
         try:
             for piece in generation:
-                print(piece.translate(OBEYED), end="", flush=True)
+                print(shown(piece), end="", flush=True)
         finally:  # an interruption, too
             print(flush=True)
 
@@ -196,7 +196,7 @@ def inspect(
         console.print(part, soft_wrap=isinstance(part, Text))
     if visual:
         console.print(visual_table(visual, manifest))
-        console.print(f"picture: {out}", markup=False, soft_wrap=True)
+        console.print(f"picture: {shown(out)}", markup=False, soft_wrap=True)
 
 
 def check_png(path: Path, option: str) -> None:

@@ -254,3 +254,30 @@ def test_a_full_disk_is_one_line(demo_bundle) -> None:
             check=False,
         )
     assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+
+
+def test_names_that_are_no_text_and_names_that_a_terminal_would_obey_are_shown(
+    run, demo_bundle, photos, tmp_path
+) -> None:
+    for name, shown in ((os.fsdecode(b"k\xff.png"), "k\\udcff.png"), ("k\x1b[31m\u202e.png", "k[31m.png")):
+        arguments = ("inspect", demo_bundle, "--image", photos["cat"], "--prompt", QUESTION, "--out", tmp_path / name)
+        status, out, err = run("utf-8", *arguments)
+        assert (status, err) == (0, "")
+        assert shown in out
+        status, out, err = run("utf-8", *arguments, "--json")
+        assert (status, err) == (0, "")
+        assert Path(json.loads(out)["visual_tokens"]["picture"]).name == name
+
+
+def test_a_stage_is_kept_where_a_library_turns_an_interruption_into_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as ended, writer.staged(tmp_path / "out", force=False, resume="x") as stage:
+        stopped()
+    assert stage.is_dir()
+    assert ended.value.__notes__[0].endswith("the same command goes on from there")
+
+
+def stopped() -> None:
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt as error:
+        raise ConfigError("a gate failed") from error

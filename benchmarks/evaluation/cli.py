@@ -16,7 +16,7 @@ from ptp.benchmarks.evaluation.metrics import MetricName
 from ptp.budgets import parse_fraction
 from ptp.bundle.manifest import WeightType
 from ptp.bundle.writer import replacing
-from ptp.console import going_on, to_json
+from ptp.console import going_on, shown, to_json
 from ptp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def evaluate(
     console = Console(highlight=False)
     console.print(_table(results))
     for path in (folder / "table.md", *pictures, folder / "results.json", folder / FILE):
-        console.print(path, markup=False, soft_wrap=True)
+        console.print(shown(path), markup=False, soft_wrap=True)
 
 
 def open_task(

@@ -74,8 +74,8 @@ def bench(
         raise ConfigError("say what to measure", expected="BUNDLE… or --checkpoint")
     if folders and (dtype or instruction):
         raise ConfigError("--dtype and --instruction are of an export, and bundles were given", do="leave them out")
-    if repeats < 1:
-        raise ConfigError("--repeats is out of range", got=repeats, expected="at least 1")
+    if not 1 <= repeats <= plan.MAX_REPEATS:
+        raise ConfigError("--repeats is out of range", got=repeats, expected=f"1 to {plan.MAX_REPEATS}")
     question = plan.Question(
         image=image,
         prompt=prompt,

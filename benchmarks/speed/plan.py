@@ -17,7 +17,7 @@ from ptp.errors import ConfigError
 from ptp.runtime.backends.onnxruntime import available_provider
 from ptp.runtime.backends.registry import BACKENDS, usable_cpus
 
-MAX_WARMUP = 1000
+MAX_REPEATS, MAX_WARMUP = 1000, 1000
 CPU_BACKENDS = ("onnxruntime", "openvino")
 ON_CPU = "it runs on the CPU, and --device cuda was asked for"
 PEERS = {"eager": "transformers", "compile": "transformers, torch.compile"}

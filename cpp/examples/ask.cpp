@@ -49,15 +49,25 @@ bool parse(int count, char** words, Arguments& arguments) {
     return true;
 }
 
+// Return the bytes of the character at the beginning of UTF-8 text if a terminal would obey it, else 0.
+size_t obeyed(std::string_view text) {
+    const auto byte = [&](size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u; };
+    if ((byte(0) < 0x20 && byte(0) != '\n' && byte(0) != '\t') || byte(0) == 0x7F) return 1;
+    if (byte(0) == 0xC2 && byte(1) >= 0x80 && byte(1) < 0xA0) return 2;  // U+0080 to U+009F
+    if (byte(0) == 0xD8 && byte(1) == 0x9C) return 2;                    // U+061C; below too, marks of direction
+    if (byte(0) != 0xE2) return 0;
+    const bool lines = byte(1) == 0x80 && byte(2) >= 0xA8 && byte(2) <= 0xAE;  // U+2028 to U+202E
+    const bool marks = byte(1) == 0x80 && (byte(2) == 0x8E || byte(2) == 0x8F);
+    const bool isolates = byte(1) == 0x81 && byte(2) >= 0xA6 && byte(2) <= 0xA9;
+    return lines || marks || isolates ? 3 : 0;
+}
+
 // What a terminal would obey is not passed on: the text is a model's.
 void print(std::string_view text) {
-    for (size_t i = 0; i < text.size(); ++i) {
-        const auto byte = static_cast<unsigned char>(text[i]);
-        if (byte == 0xC2 && i + 1 < text.size() && static_cast<unsigned char>(text[i + 1]) < 0xA0) {
-            ++i;  // U+0080 to U+009F
-        } else if ((byte >= 0x20 && byte != 0x7F) || byte == '\n' || byte == '\t') {
-            std::cout << text[i];
-        }
+    while (!text.empty()) {
+        const size_t left_out = obeyed(text);
+        if (!left_out) std::cout << text[0];
+        text.remove_prefix(left_out ? left_out : 1);
     }
     std::cout << std::flush;
 }

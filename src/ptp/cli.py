@@ -18,7 +18,7 @@ from ptp import console
 from ptp.benchmarks.evaluation.cli import evaluate
 from ptp.benchmarks.speed.cli import bench
 from ptp.engines.cli import build
-from ptp.errors import PtpError, cause
+from ptp.errors import PtpError, cause, interruption
 from ptp.export.cli import export
 from ptp.runtime.cli import inspect, run
 from ptp.runtime.verify_cli import verify
@@ -82,12 +82,12 @@ def _run(arguments: Sequence[str] | None) -> None:
         app(args=None if arguments is None else list(arguments), prog_name="ptp")
     except (SystemExit, Exception) as ended:
         # typer makes an exit status of an interruption, and a library that is being loaded an ImportError
-        origin: BaseException | None = ended
-        while origin is not None and not isinstance(origin, KeyboardInterrupt):
-            origin = origin.__cause__ or origin.__context__
-        if origin is not None:
-            raise origin from None
-        raise
+        origin = interruption(ended)
+        if origin is None:
+            raise
+        for note in getattr(ended, "__notes__", ()):  # such as how to go on
+            origin.add_note(note)
+        raise origin from None
 
 
 def _noted(message: str, error: BaseException) -> str:

@@ -33,6 +33,11 @@ class Terminated(KeyboardInterrupt):
 
 def set_up() -> None:
     """Prepare a program's streams, warnings and signals."""
+    for descriptor in range(3):  # of one that is closed, the next file that is opened would get the number
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     if not os.environ.get(TRACEBACK):
         _silence_libraries()
     widen_streams()
@@ -64,17 +69,23 @@ def widen_streams() -> None:
         stream = getattr(sys, name)
         if stream is None:  # closed when the program was started
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
-        elif hasattr(stream, "reconfigure") and not _is_unicode(stream):
+        elif hasattr(stream, "reconfigure"):  # UTF-8, too: a file's name may hold what is no character
             stream.reconfigure(errors="backslashreplace")
 
 
 def to_json(value: Any) -> str:
     """Return JSON that stdout's encoding can hold."""
-    return json.dumps(value, ensure_ascii=not _is_unicode(sys.stdout))
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text
 
 
-def _is_unicode(stream: Any) -> bool:
-    return str(getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf")
+def shown(value: object) -> str:
+    """Return a value as text without what a terminal would obey."""
+    return str(value).translate(OBEYED)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -101,3 +101,11 @@ def cause(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     return f"{type(error).__name__}: {text[:MAX_CAUSE]}" if text else type(error).__name__
+
+
+def interruption(error: BaseException) -> KeyboardInterrupt | None:
+    """Return the interruption that an error comes from: a library that is stopped may raise one of its own."""
+    origin: BaseException | None = error
+    while origin is not None and not isinstance(origin, KeyboardInterrupt):
+        origin = origin.__cause__ or origin.__context__
+    return origin

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from ptp.bundle.hashes import sha256_of
 from ptp.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
-from ptp.errors import ConfigError, PtpError
+from ptp.errors import ConfigError, PtpError, interruption
 
 
 class Check(Protocol):
@@ -77,9 +77,10 @@ def staged(folder: Path, *, force: bool, check: Check = check_destination, resum
             yield stage
             check(folder, force=force)
             _replace(folder, stage)
-        except PtpError:
-            raise
-        except BaseException as error:  # an interruption, a full disk
+        except BaseException as error:
+            if isinstance(error, PtpError) and interruption(error) is None:
+                raise
+            # an interruption, a full disk
             keep = resume is not None
             kept = f"{stage} holds what was written, and the same command goes on from there"
             error.add_note(kept if keep else "nothing was written")
