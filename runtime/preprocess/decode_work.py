@@ -94,6 +94,8 @@ def check_icon(data: bytes, name: str, max_pixels: int) -> None:
         return
     start = entry.offset
     if data.startswith(b"\x89PNG", start):
+        if data[start + 12 : start + 16] != b"IHDR":  # Pillow reads on for it, and its size would not be known here
+            raise ImageError(f"{name} cannot be read as an image", got="a PNG that does not begin with IHDR")
         width, height = (int.from_bytes(data[start + at : start + at + 4], "big") for at in (16, 20))
     else:  # a bitmap, and below it a mask of the same height
         width, height = (abs(int.from_bytes(data[start + at : start + at + 4], "little", signed=True)) for at in (4, 8))

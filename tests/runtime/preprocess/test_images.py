@@ -4,6 +4,7 @@ import io
 import struct
 import threading
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -309,3 +310,11 @@ def test_a_lower_bound_counts_for_size_and_scans(tmp_path: Path) -> None:
         load_image(path, 40_000)
     with pytest.raises(ImageError, match=r"is too large; got 200x200 = 40000 pixels; expected at most 39999$"):
         load_image(path, 39_999)
+
+
+def test_an_icon_whose_picture_hides_its_size_is_refused(tmp_path: Path) -> None:
+    png, path = encoded(Image.new("RGB", (300, 300)), "PNG"), tmp_path / "hidden.ico"
+    text = struct.pack(">I", 2) + b"tEXt" + b"a\0" + struct.pack(">I", zlib.crc32(b"tEXta\0"))
+    path.write_bytes(icon(png[:8] + text + png[8:]))
+    with pytest.raises(ImageError, match="a PNG that does not begin with IHDR"):
+        load_image(path, 1000)
