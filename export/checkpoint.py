@@ -19,7 +19,7 @@ from ptp.export import weights
 from ptp.export.adapters import adapter_for
 from ptp.export.adapters.base import Adapter
 from ptp.export.chat_format import adds_special_tokens, chat_format
-from ptp.export.checkpoint_files import checked_file, read_json, small_files
+from ptp.export.checkpoint_files import COPIED, checked_file, read_json, small_files
 from ptp.export.config_values import check_sizes, check_values
 from ptp.export.gates import witness
 from ptp.export.locate import locate
@@ -27,15 +27,6 @@ from ptp.export.token_ids import check_ids, end_tokens
 from ptp.export.tokenizer_file import check_tokenizer, shipped_tokenizer
 from ptp.export.weights import Skeleton, Weights
 
-COPIED = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.json",
-)
 LOCAL: Any = {"trust_remote_code": False, "local_files_only": True}
 """How transformers reads a folder: no code of it is run, and nothing else is asked for."""
 

@@ -23,15 +23,20 @@ MAX_DEPTH = 32
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
-SMALL_FILES = (
+COPIED = (
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
-    "added_tokens.json",
     "chat_template.json",
+)
+"""What a bundle has copies of, for other programs."""
+
+SMALL_FILES = (
+    *COPIED,
+    "added_tokens.json",
     "tokenizer.json",
     "chat_template.jinja",
     "tokenizer.model",
